@@ -1,0 +1,24 @@
+#include "base/clock.h"
+
+#include <ctime>
+
+namespace tiercel {
+namespace {
+
+class MonotonicClock final : public Clock {
+ public:
+  Nanos Now() const override {
+    timespec ts{};
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return static_cast<Nanos>(ts.tv_sec) * kSecond + ts.tv_nsec;
+  }
+};
+
+}  // namespace
+
+const Clock& Clock::Monotonic() {
+  static const MonotonicClock clock;
+  return clock;
+}
+
+}  // namespace tiercel

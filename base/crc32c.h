@@ -1,0 +1,20 @@
+// CRC-32C (Castagnoli, RFC 3720 appendix B.4): reflected polynomial 0x82f63b78, initial value and
+// final xor 0xffffffff. The check value of "123456789" is 0xe3069283.
+//
+// Crc32c(a ++ b) == Crc32c(b, Crc32c(a)), so a long value can be checked in steps while it is warm.
+// Picks the fastest path of this CPU at run time: VPCLMULQDQ folding, three SSE4.2 streams, or tables.
+// Threads: any.
+#ifndef TIERCEL_BASE_CRC32C_H_
+#define TIERCEL_BASE_CRC32C_H_
+
+#include <cstdint>
+
+#include "base/bytes.h"
+
+namespace tiercel {
+
+uint32_t Crc32c(ByteSpan bytes, uint32_t crc = 0);
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_BASE_CRC32C_H_
