@@ -1,0 +1,19 @@
+#include "transport/transport.h"
+
+namespace tiercel {
+
+std::string_view Name(TransportKind kind) {
+  switch (kind) {
+    case TransportKind::kLoopback:
+      return "loopback";
+    case TransportKind::kMemfd:
+      return "memfd";
+    case TransportKind::kUcx:
+      return "ucx";
+    case TransportKind::kGrpc:
+      return "grpc";
+  }
+  return "invalid";
+}
+
+}  // namespace tiercel
