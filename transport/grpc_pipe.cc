@@ -68,6 +68,7 @@ Pipe::Arrived Pipe::TakeArrived() {
   Arrived taken = std::move(arrived_);
   arrived_ = Arrived{};
   arrived_.ended = taken.ended;
+  arrived_.graceful = taken.graceful;
   arrived_.why = taken.why;
   untaken_bytes_ = 0;
   StartRead();
@@ -111,30 +112,29 @@ void Pipe::OnWritten(bool ok) {
   StartWrite();
 }
 
-void Pipe::OnPeerEnded(Error why) {
-  MutexLock lock(mutex_);
-  if (!arrived_.ended) {
-    arrived_.ended = true;
-    arrived_.why = why;
-    Notify();
-  }
-  if (!ended_) {
-    ended_ = true;
-    to_write_.clear();
-    if (call_ != nullptr) call_->Cancel(std::move(why));
-  }
+void Pipe::NoteEnd(bool graceful, Error why) {
+  if (arrived_.ended) return;
+  arrived_.ended = true;
+  arrived_.graceful = graceful;
+  arrived_.why = std::move(why);
+  Notify();
 }
 
-void Pipe::OnEnded(Error why) {
+void Pipe::OnPeerEnded(bool graceful, Error why) {
+  MutexLock lock(mutex_);
+  NoteEnd(graceful, why);
+  if (ended_) return;
+  ended_ = true;
+  to_write_.clear();
+  if (call_ != nullptr) call_->Cancel(std::move(why));
+}
+
+void Pipe::OnEnded(bool graceful, Error why) {
   MutexLock lock(mutex_);
   call_ = nullptr;
   ended_ = true;
   to_write_.clear();
-  if (!arrived_.ended) {
-    arrived_.ended = true;
-    arrived_.why = std::move(why);
-    Notify();
-  }
+  NoteEnd(graceful, std::move(why));
 }
 
 }  // namespace tiercel

@@ -61,6 +61,7 @@ class Pipe : public std::enable_shared_from_this<Pipe> {
     std::deque<std::unique_ptr<v1::Frame>> frames;
     uint64_t written = 0;
     bool ended = false;
+    bool graceful = false;  // The peer sent all it had and then ended the stream.
     Error why;
   };
   Arrived TakeArrived();
@@ -69,11 +70,12 @@ class Pipe : public std::enable_shared_from_this<Pipe> {
   void Attach(PipeCall* call);
   void OnRead(bool ok);
   void OnWritten(bool ok);
-  void OnPeerEnded(Error why);  // Server: the peer hung up or was cut off; ends the call too.
-  void OnEnded(Error why);      // The reactor is about to die.
+  void OnPeerEnded(bool graceful, Error why);  // Server: ends the call too.
+  void OnEnded(bool graceful, Error why);      // The reactor is about to die.
 
  private:
   void Notify() TIERCEL_REQUIRES(mutex_);
+  void NoteEnd(bool graceful, Error why) TIERCEL_REQUIRES(mutex_);
   void StartRead() TIERCEL_REQUIRES(mutex_);
   void StartWrite() TIERCEL_REQUIRES(mutex_);
 

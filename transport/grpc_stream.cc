@@ -70,7 +70,7 @@ class ClientReactor final : public grpc::ClientBidiReactor<v1::Frame, v1::Frame>
   }
   void OnWriteDone(bool ok) override { pipe_->OnWritten(ok); }
   void OnDone(const grpc::Status& status) override {
-    pipe_->OnEnded(FromGrpc(status, "grpc stream"));
+    pipe_->OnEnded(status.ok(), FromGrpc(status, "grpc stream"));
     delete this;
   }
 
@@ -96,12 +96,12 @@ class ServerReactor final : public GrpcStreamHub::Reactor, public PipeCall {
 
   void OnReadDone(bool ok) override {
     pipe_->OnRead(ok);
-    if (!ok) pipe_->OnPeerEnded({Code::kCancelled, "grpc stream: the peer has ended the stream"});
+    if (!ok) pipe_->OnPeerEnded(/*graceful=*/true, {Code::kUnavailable, "grpc stream: the peer has closed"});
   }
   void OnWriteDone(bool ok) override { pipe_->OnWritten(ok); }
-  void OnCancel() override { pipe_->OnPeerEnded({Code::kCancelled, "grpc stream: cut off"}); }
+  void OnCancel() override { pipe_->OnPeerEnded(/*graceful=*/false, {Code::kUnavailable, "grpc stream: the peer is gone"}); }
   void OnDone() override {
-    pipe_->OnEnded({Code::kUnavailable, "grpc stream: the peer ended the stream"});
+    pipe_->OnEnded(/*graceful=*/true, {Code::kUnavailable, "grpc stream: the peer has closed"});
     delete this;
   }
 
@@ -132,7 +132,6 @@ class GrpcLink final : public Link {
 
   Status Send(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) override {
     TIERCEL_TRY(CheckSend(meta, payload));
-    if (flushing_) return Fail(Code::kUnavailable, "the endpoint is closing: " + name_);
     const bool puts = header.op == Op::kPut || header.op == Op::kAck || header.op == Op::kDurable;
     Half& half = halves_[puts && halves_[1].pipe != nullptr ? 1 : 0];
     FrameHeader mine = header;
@@ -152,8 +151,9 @@ class GrpcLink final : public Link {
   }
 
   void Close(CloseMode mode) override {
-    if (closed_) return;
+    if (closed_ && (mode == CloseMode::kFlush || !flushing_)) return;
     if (mode == CloseMode::kFlush) {
+      closed_ = true;
       flushing_ = true;
       for (Half& half : halves_) {
         if (half.pipe != nullptr) half.pipe->HalfClose();
@@ -166,8 +166,9 @@ class GrpcLink final : public Link {
 
   // Everything pending ends now; nothing more is read or written.
   void Drop(const Error& why) {
-    if (closed_) return;
+    if (closed_ && !flushing_) return;
     closed_ = true;
+    flushing_ = false;
     for (Half& half : halves_) {
       if (half.pipe != nullptr) half.pipe->Cancel(why);
       for (Pending& pending : half.pending) {
@@ -199,6 +200,11 @@ class GrpcLink final : public Link {
     halves_[which].pipe = std::move(pipe);
   }
   bool has_puts() const { return halves_[1].pipe != nullptr; }
+  // One of the two streams is over; true when the other is too, or never was.
+  bool HalfEnded(bool puts) {
+    halves_[puts ? 1 : 0].ended = true;
+    return halves_[0].ended && (halves_[1].ended || halves_[1].pipe == nullptr);
+  }
 
   uint64_t frames_sent = 0;
   uint64_t bytes_sent = 0;
@@ -212,6 +218,7 @@ class GrpcLink final : public Link {
   struct Half {
     std::shared_ptr<Pipe> pipe;
     std::deque<Pending> pending;  // In the order written, which is the order they end.
+    bool ended = false;
   };
 
   const Clock& clock_;
@@ -305,7 +312,9 @@ class GrpcTransportBase : public Base {
     if (!arrived.ended) return;
     (pipe.puts ? puts_waiting_ : gets_waiting_).erase(pipe.session_id);
     link = FindLink(pipe.session_id);
-    if (link != nullptr && !link->closed()) Lose(link, arrived.why);
+    if (link == nullptr || (link->closed() && !link->flushing())) return;
+    // What the peer sent on the other stream before it closed is still to be taken.
+    if (link->HalfEnded(pipe.puts) || !arrived.graceful) Lose(link, arrived.why);
   }
 
   bool HandleFrame(const std::shared_ptr<Pipe>& pipe, const v1::Frame& frame) {
@@ -352,11 +361,11 @@ class GrpcTransportBase : public Base {
     size_t happened = 0;
     for (auto it = links_.begin(); it != links_.end();) {
       const std::shared_ptr<GrpcLink> link = it->second;
-      if (!link->closed() && link->oldest() != INT64_MAX && now - link->oldest() > limits_.send_timeout) {
+      if ((!link->closed() || link->flushing()) && link->oldest() != INT64_MAX && now - link->oldest() > limits_.send_timeout) {
         Lose(link, {Code::kDeadlineExceeded, link->Describe() + ": the peer takes nothing"});
         ++happened;
       }
-      if (link->closed() && link->endpoint() == nullptr && !link->has_completions()) {
+      if (link->closed() && !link->flushing() && link->endpoint() == nullptr && !link->has_completions()) {
         counters_.frames_sent += link->frames_sent;
         counters_.bytes_sent += link->bytes_sent;
         it = links_.erase(it);
@@ -442,6 +451,11 @@ class ServerTransport final : public GrpcTransportBase<Transport> {
     return Fail(Code::kUnimplemented, "a serving gRPC transport does not connect");
   }
   size_t Poll() override;
+  Transport::Counters counters() const override {
+    Transport::Counters sum = GrpcTransportBase::counters();
+    sum.rejected_frames += refused_.load(std::memory_order_relaxed);
+    return sum;
+  }
 
   // From gRPC's threads. Null and a reason: refused.
   Result<std::shared_ptr<Pipe>> NewPipe(uint64_t session_id, bool puts);
@@ -470,6 +484,7 @@ class ServerTransport final : public GrpcTransportBase<Transport> {
   const uint32_t shard_;
   const std::string address_;
   const std::shared_ptr<PipeInbox> new_pipes_;
+  std::atomic<uint64_t> refused_{0};  // Streams turned away before they could say anything.
 };
 
 }  // namespace
@@ -500,6 +515,7 @@ ServerTransport::~ServerTransport() {
 
 Result<std::shared_ptr<Pipe>> ServerTransport::NewPipe(uint64_t session_id, bool puts) {
   if (!admissions_.Find(session_id, nullptr)) {
+    refused_.fetch_add(1, std::memory_order_relaxed);
     return Fail(Code::kUnauthenticated, "no such session is expected here");
   }
   auto pipe = std::make_shared<Pipe>(inbox_, session_id, puts);
