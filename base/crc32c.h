@@ -15,6 +15,16 @@ namespace tiercel {
 
 uint32_t Crc32c(ByteSpan bytes, uint32_t crc = 0);
 
+// Copies bytes to out and returns the Crc32c of what was written: each byte is read once, so the sum
+// is true of the copy even while another process writes to the source. out must not overlap bytes.
+uint32_t CopyCrc32c(std::byte* out, ByteSpan bytes, uint32_t crc = 0);
+
+// The paths by name, for tests and benches.
+enum class Crc32cPath : uint8_t { kTable, kSse42, kVpclmul };
+bool Crc32cPathUsable(Crc32cPath path);
+uint32_t Crc32cBy(Crc32cPath path, ByteSpan bytes, uint32_t crc = 0);
+uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t crc = 0);
+
 }  // namespace tiercel
 
 #endif  // TIERCEL_BASE_CRC32C_H_

@@ -1,0 +1,125 @@
+// Codec turns the raw bytes of one segment (one layer's K or V of a block) into fewer, and back. A
+// codec knows the segment's shape and nothing of records, caches or engines; what a record says about
+// its segments is kernels/record.h.
+//
+//   Encode: raw ------------------> encoded bytes + params + digest of what Decode will give
+//   Decode: encoded, [begin, end) -> that part of the decoded bytes, in steps of step_bytes()
+//
+// Invariants
+//   Encode is a pure function of (shape, raw, artifact): the same bytes on every CPU and ISA.
+//   Decode never reads or writes outside the spans it is given, whatever the encoded bytes are.
+//   For a lossless codec Decode(Encode(raw)) == raw for every bit pattern.
+//
+// Ownership: codecs are immutable statics; spans are borrowed for the call.
+//
+// Threads: any. Nothing is allocated: a codec that needs room asks for scratch.
+//
+// Errors
+//   Encode gives nullopt when the result would not be worth having; the caller stores RAW.
+//   Decode gives kDataLoss for encoded bytes that no encoder writes.
+//
+// Bitstreams: docs/block-format.md.
+#ifndef TIERCEL_KERNELS_CODEC_H_
+#define TIERCEL_KERNELS_CODEC_H_
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "base/bytes.h"
+#include "base/result.h"
+#include "proto/kv_layout.h"
+#include "proto/types.h"
+
+namespace tiercel {
+
+// Values are frozen. Those without a codec in this build are refused with kUnimplemented.
+enum class CodecId : uint8_t {
+  kRaw = 0,
+  kLlf = 1,     // Lossless, fixed 4-bit exponent codes.
+  kLle = 2,     // Lossless, entropy-coded exponents.
+  kF8 = 3,
+  kI8 = 4,
+  kI4h = 5,
+  kTq = 6,
+  kEcC = 7,
+  kEcK = 8,
+  kEcX = 9,
+  kAuto = 255,  // Never in a record: LLF for bf16 and fp16, else RAW.
+};
+std::string_view Name(CodecId id);  // "raw", "llf", ...
+std::optional<CodecId> ParseCodecId(std::string_view name);
+
+// Which tensor a segment holds. Bits, so that one byte of the header can say which are present.
+enum class SegmentKind : uint8_t {
+  kK = 1,
+  kV = 2,
+  kKv = 3,      // K and V interleaved (KvPacking::kInterleaved).
+  kLatent = 4,  // KvPacking::kLatent.
+  kOpaque = 8,
+};
+std::string_view Name(SegmentKind kind);
+
+inline constexpr uint16_t kOpaqueLayer = 0xffff;
+
+struct SegmentShape {
+  uint16_t layer = kOpaqueLayer;
+  SegmentKind kind = SegmentKind::kOpaque;
+  Dtype dtype = Dtype::kOpaque;
+  AxisOrder order = AxisOrder::kTokenHeadDim;
+  uint32_t tokens = 0;  // These three are zero for opaque bytes.
+  uint32_t heads = 0;
+  uint32_t dim = 0;
+  uint64_t raw_bytes = 0;
+  uint64_t block_offset = 0;  // Of this plane in the canonical bytes of the layers at hand.
+};
+
+struct CodecContext {
+  MutableByteSpan scratch;  // At least scratch_bytes(shape).
+  ByteSpan artifact;        // For codecs that need one.
+  uint64_t pos0 = 0;        // Absolute position of the segment's first token.
+};
+
+struct EncodedSegment {
+  uint64_t bytes = 0;           // Written to out.
+  uint32_t params = 0;          // The codec's own word in the directory.
+  uint64_t decoded_digest = 0;  // Of the bytes that Decode gives.
+};
+
+class Codec {
+ public:
+  virtual ~Codec() = default;
+
+  virtual CodecId id() const = 0;
+  virtual QualityClass quality() const = 0;  // The class of what Decode gives.
+  virtual bool needs_artifact() const { return false; }
+  virtual bool Supports(const SegmentShape& shape) const = 0;
+
+  // What Encode's out must hold, at most raw_bytes: a larger result is not worth having.
+  virtual uint64_t MaxEncodedBytes(const SegmentShape& shape) const { return shape.raw_bytes; }
+  virtual uint64_t scratch_bytes(const SegmentShape&) const { return 0; }
+  // Decode may start at multiples of this many decoded bytes.
+  virtual uint64_t step_bytes(const SegmentShape& shape) const = 0;
+
+  virtual std::optional<EncodedSegment> Encode(const SegmentShape& shape, ByteSpan raw,
+                                               MutableByteSpan out,
+                                               const CodecContext& context) const = 0;
+
+  // Decoded bytes [begin, begin + out.size()); begin is a multiple of step_bytes, and the end is one
+  // too or is raw_bytes. out must not overlap encoded.
+  virtual Status Decode(const SegmentShape& shape, uint32_t params, ByteSpan encoded,
+                        uint64_t begin, MutableByteSpan out, const CodecContext& context) const = 0;
+};
+
+// nullptr: this build has no such codec.
+const Codec* FindCodec(CodecId id);
+
+// Resolves kAuto for a layout's dtype; every other id stays.
+CodecId ResolveCodec(CodecId id, Dtype dtype);
+
+const Codec& RawCodec();
+const Codec& LlfCodec();
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_KERNELS_CODEC_H_

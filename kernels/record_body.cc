@@ -1,0 +1,415 @@
+// Coding, checking and copying the segments of a record, each byte while it is warm.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "base/check.h"
+#include "base/crc32c.h"
+#include "kernels/digest.h"
+#include "kernels/record.h"
+#include "kernels/record_head.h"
+
+namespace tiercel {
+namespace {
+
+using namespace record_head;  // NOLINT: offsets of this very file's format.
+
+// Scratch stays with its thread: a block's size repeats, so it grows once. At most one segment
+// (kMaxPayloadBytes) each.
+MutableByteSpan Scratch(uint64_t bytes) {
+  thread_local std::vector<std::byte> scratch;
+  if (scratch.size() < bytes) scratch.resize(bytes);
+  return {scratch.data(), bytes};
+}
+
+std::string SegmentName(const SegmentShape& shape) {
+  if (shape.layer == kOpaqueLayer) return "the opaque segment";
+  return fmt::format("segment {} of layer {}", Name(shape.kind), shape.layer);
+}
+
+Status CheckSpec(const RecordSpec& spec, uint64_t opaque_bytes) {
+  const KvLayout& layout = spec.layout;
+  if (layout.opaque()) {
+    if (layout != [&] {
+          KvLayout opaque = KvLayout::Opaque();
+          opaque.rank = layout.rank;
+          opaque.world = layout.world;
+          opaque.engine = layout.engine;
+          opaque.isa = layout.isa;
+          return opaque;
+        }()) {
+      return Fail(Code::kInvalidArgument, "layout: opaque bytes have no dimensions, orders, packing");
+    }
+    if (layout.world == 0 || layout.world > 65536 || layout.rank >= layout.world) {
+      return Fail(Code::kInvalidArgument,
+                  fmt::format("layout: rank {} of a world of {}", layout.rank, layout.world));
+    }
+    if (spec.layer_begin != 0 || spec.layer_end != 0) {
+      return Fail(Code::kInvalidArgument, "layers asked of opaque bytes, which have none");
+    }
+  } else {
+    TIERCEL_TRY(Validate(layout));
+    const bool all = spec.layer_begin == 0 && spec.layer_end == 0;
+    if (!all && (spec.layer_begin >= spec.layer_end || spec.layer_end > layout.layers)) {
+      return Fail(Code::kInvalidArgument, fmt::format("layers {}..{} of {}", spec.layer_begin,
+                                                      spec.layer_end, layout.layers));
+    }
+  }
+  if (layout.engine.size() > kMaxLayoutTextBytes || layout.isa.size() > kMaxLayoutTextBytes) {
+    return Fail(Code::kInvalidArgument, fmt::format("layout: engine or isa is over {} bytes",
+                                                    kMaxLayoutTextBytes));
+  }
+  if (static_cast<int>(spec.quality) >= kQualityClasses) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("no quality class {}", static_cast<int>(spec.quality)));
+  }
+  // Tested before any sum, so that no sum overflows.
+  if (opaque_bytes > kMaxPayloadBytes || RawBytes(spec, opaque_bytes) > kMaxPayloadBytes ||
+      MaxRecordBytes(spec, opaque_bytes) > kMaxPayloadBytes) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("{} raw bytes can exceed a record's limit of {} bytes; store fewer "
+                            "layers a record",
+                            RawBytes(spec, opaque_bytes), kMaxPayloadBytes));
+  }
+  return OkStatus();
+}
+
+uint64_t HeaderBytes(const KvLayout& layout) {
+  uint64_t bytes = kRecordHeaderBytes + TlvBytes(16) + TlvBytes(8);
+  if (!layout.engine.empty()) bytes += TlvBytes(layout.engine.size());
+  if (!layout.isa.empty()) bytes += TlvBytes(layout.isa.size());
+  return Align(bytes);
+}
+
+uint32_t SegmentCount(const RecordSpec& spec) {
+  if (spec.layout.opaque()) return 1;
+  const uint32_t layers =
+      spec.layer_end == 0 ? spec.layout.layers : uint32_t{spec.layer_end} - spec.layer_begin;
+  return layers * SegmentsPerLayer(spec.layout);
+}
+
+// Header and TLVs, without record size, digest and checksum; gives where the digest belongs.
+size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, std::byte* head) {
+  const KvLayout& layout = spec.layout;
+  const auto put8 = [&](size_t at, auto value) { head[at] = static_cast<std::byte>(value); };
+  const auto put16 = [&](size_t at, uint32_t value) {
+    StoreLe(head + at, static_cast<uint16_t>(value));
+  };
+  StoreLe(head + kMagic, kRecordMagic);
+  put8(kMajor, kRecordVersion);
+  put16(kHeaderSize, static_cast<uint32_t>(HeaderBytes(layout)));
+  put8(kCodec, codec);
+  put8(kQuality, quality);
+  put8(kDtype, layout.dtype);
+  put8(kOrders, static_cast<unsigned>(layout.k_order) | static_cast<unsigned>(layout.v_order) << 4);
+  put8(kPacking, layout.packing);
+  put8(kKinds, layout.opaque()                             ? SegmentKind::kOpaque
+               : layout.packing == KvPacking::kLatent ? SegmentKind::kLatent
+                                                      : SegmentKind::kKv);
+  put16(kLayerBegin, spec.layer_begin);
+  put16(kLayerCount, layout.opaque() ? 0 : SegmentCount(spec) / SegmentsPerLayer(layout));
+  put16(kLayers, layout.layers);
+  put16(kKvHeads, layout.kv_heads);
+  put16(kDimK, layout.head_dim_k);
+  put16(kDimV, layout.head_dim_v);
+  put16(kTokens, layout.tokens_per_block);
+  put16(kSegments, SegmentCount(spec));
+  StoreLe(head + kPos0, spec.pos0);
+  put16(kRank, layout.rank);
+  put16(kWorldMinus1, layout.world - 1);
+  size_t at = kRecordHeaderBytes;
+  const auto tlv = [&](uint16_t type, ByteSpan value) {
+    put16(at, type);
+    put16(at + 2, static_cast<uint32_t>(value.size()));
+    std::memcpy(head + at + 4, value.data(), value.size());
+    const size_t value_at = at + 4;
+    at += TlvBytes(value.size());
+    return value_at;
+  };
+  tlv(kTlvScope, spec.scope.bytes);
+  constexpr std::byte kZero[8] = {};
+  const size_t digest_at = tlv(kTlvDigest, kZero);
+  if (!layout.engine.empty()) tlv(kTlvEngine, AsBytes(layout.engine));
+  if (!layout.isa.empty()) tlv(kTlvIsa, AsBytes(layout.isa));
+  return digest_at;
+}
+
+constexpr uint64_t kStep = 16 << 10;
+
+// Copies a plane as it is; each step is summed twice while it is warm.
+EncodedSegment EncodeRaw(const PlaneSource& source, uint32_t index, const SegmentShape& shape,
+                         std::byte* out, uint32_t& crc) {
+  const ByteSpan whole = source.Whole(index, shape);
+  DigestStream digest;
+  for (uint64_t at = 0; at < shape.raw_bytes; at += kStep) {
+    const uint64_t size = std::min(kStep, shape.raw_bytes - at);
+    if (whole.data() != nullptr) {
+      crc = CopyCrc32c(out + at, whole.subspan(at, size), crc);
+    } else {
+      source.Read(index, shape, at, {out + at, size});
+      crc = Crc32c({out + at, size}, crc);
+    }
+    digest.Add({out + at, size});
+  }
+  return {shape.raw_bytes, 0, digest.Finish()};
+}
+
+Status CompareLayouts(const KvLayout& have, const KvLayout& want) {
+  if (have == want) return OkStatus();
+  const auto differs = [](const char* field, auto has, auto wants) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("the record's layout has {} {}, the reader expects {}", field, has, wants));
+  };
+  const auto number = [](auto value) { return static_cast<uint32_t>(value); };
+  if (have.dtype != want.dtype) return differs("dtype", number(have.dtype), number(want.dtype));
+  if (have.layers != want.layers) return differs("layers", have.layers, want.layers);
+  if (have.kv_heads != want.kv_heads) return differs("kv_heads", have.kv_heads, want.kv_heads);
+  if (have.head_dim_k != want.head_dim_k) {
+    return differs("head_dim_k", have.head_dim_k, want.head_dim_k);
+  }
+  if (have.head_dim_v != want.head_dim_v) {
+    return differs("head_dim_v", have.head_dim_v, want.head_dim_v);
+  }
+  if (have.tokens_per_block != want.tokens_per_block) {
+    return differs("tokens_per_block", have.tokens_per_block, want.tokens_per_block);
+  }
+  if (have.k_order != want.k_order) {
+    return differs("k_order", number(have.k_order), number(want.k_order));
+  }
+  if (have.v_order != want.v_order) {
+    return differs("v_order", number(have.v_order), number(want.v_order));
+  }
+  if (have.packing != want.packing) {
+    return differs("packing", number(have.packing), number(want.packing));
+  }
+  if (have.rank != want.rank) return differs("rank", have.rank, want.rank);
+  if (have.world != want.world) return differs("world", have.world, want.world);
+  if (have.engine != want.engine) {
+    return differs("engine", "'" + have.engine + "'", "'" + want.engine + "'");
+  }
+  return differs("isa", "'" + have.isa + "'", "'" + want.isa + "'");
+}
+
+Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint32_t sink_index,
+                     const SegmentShape& sink_shape, const PlaneSink& sink) {
+  const SegmentShape& shape = segment.shape;
+  const Codec* codec = FindCodec(segment.codec);
+  if (codec == nullptr) {
+    return Fail(Code::kDataLoss, fmt::format("{}: codec {}", SegmentName(shape),
+                                             static_cast<int>(segment.codec)));
+  }
+  const ByteSpan encoded = record.segment_bytes(segment);
+  const uint64_t step = codec->step_bytes(shape);
+  const uint64_t scratch_bytes = codec->scratch_bytes(shape);
+  const MutableByteSpan whole = sink.Whole(sink_index, sink_shape);
+  const bool scattered = whole.data() == nullptr && shape.raw_bytes != 0;
+  const MutableByteSpan scratch = Scratch(scratch_bytes + (scattered ? step : 0));
+  const CodecContext context{scratch.first(scratch_bytes), {}, record.pos0};
+  DigestStream digest;
+  for (uint64_t at = 0; at < shape.raw_bytes; at += step) {
+    const uint64_t size = std::min(step, shape.raw_bytes - at);
+    const MutableByteSpan out =
+        scattered ? scratch.subspan(scratch_bytes, size) : whole.subspan(at, size);
+    if (Status s = codec->Decode(shape, segment.params, encoded, at, out, context); !s) {
+      return Fail(s.error().code,
+                  fmt::format("record, {}: {}", SegmentName(shape), s.error().message));
+    }
+    digest.Add(out);
+    if (scattered) sink.Write(sink_index, sink_shape, at, out);
+  }
+  if (digest.Finish() != segment.decoded_digest) {
+    return Fail(Code::kDataLoss, fmt::format("record, {}: decodes to digest {:016x}, {:016x} was "
+                                             "encoded",
+                                             SegmentName(shape), digest.Finish(),
+                                             segment.decoded_digest));
+  }
+  return OkStatus();
+}
+
+tl::unexpected<Error> CrcMismatch(const SegmentInfo& segment, uint32_t crc) {
+  return Fail(Code::kDataLoss, fmt::format("record, {}: its bytes sum to crc32c {:08x}, {:08x} was "
+                                           "written",
+                                           SegmentName(segment.shape), crc, segment.crc32c));
+}
+
+Status VerifyRange(const RecordView& record, IndexRange range) {
+  for (uint32_t i = range.first; i < range.end; ++i) {
+    const SegmentInfo segment = record.segment(i);
+    if (const uint32_t crc = Crc32c(record.segment_bytes(segment)); crc != segment.crc32c) {
+      return CrcMismatch(segment, crc);
+    }
+    const uint64_t end = segment.offset + segment.bytes;
+    const ByteSpan padding = record.bytes.subspan(end, Align(end) - end);
+    if (!std::all_of(padding.begin(), padding.end(), [](std::byte b) { return b == std::byte{0}; })) {
+      return Fail(Code::kDataLoss, fmt::format("record, {}: the padding behind it is not zero",
+                                               SegmentName(segment.shape)));
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+uint64_t MaxRecordBytes(const RecordSpec& spec, uint64_t raw_bytes) {
+  const uint64_t segments = SegmentCount(spec);
+  const uint64_t head = Align(HeaderBytes(spec.layout) + segments * kRecordEntryBytes);
+  if (spec.layout.opaque()) return head + Align(raw_bytes);
+  uint64_t body = 0;
+  for (uint32_t i = 0; i < SegmentsPerLayer(spec.layout); ++i) {
+    body += Align(ShapeOf(spec.layout, 0, i, 0).raw_bytes);
+  }
+  return head + body * (segments / SegmentsPerLayer(spec.layout));
+}
+
+Result<uint64_t> EncodeRecord(const RecordSpec& spec, CodecId codec, ByteSpan block,
+                              MutableByteSpan out) {
+  const uint64_t want = RawBytes(spec, block.size());
+  if (block.size() != want) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("the block is {} bytes, its layout says {}", block.size(), want));
+  }
+  return EncodeRecordFrom(spec, codec, BlockSource(block), out, block.size());
+}
+
+Result<uint64_t> EncodeRecordFrom(const RecordSpec& spec, CodecId codec_id,
+                                  const PlaneSource& source, MutableByteSpan out,
+                                  uint64_t opaque_bytes) {
+  TIERCEL_TRY(CheckSpec(spec, opaque_bytes));
+  if (const uint64_t max = MaxRecordBytes(spec, opaque_bytes); out.size() < max) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("a record of up to {} bytes does not fit in {}", max, out.size()));
+  }
+  codec_id = ResolveCodec(codec_id, spec.layout.dtype);
+  const Codec* codec = FindCodec(codec_id);
+  if (codec == nullptr) {
+    return Fail(Code::kUnimplemented,
+                fmt::format("codec {} ({}) is not in this build", static_cast<int>(codec_id),
+                            Name(codec_id)));
+  }
+  const QualityClass quality = std::max(spec.quality, codec->quality());
+  const uint32_t segments = SegmentCount(spec);
+  const uint64_t header_bytes = HeaderBytes(spec.layout);
+  const uint64_t head_bytes = Align(header_bytes + segments * kRecordEntryBytes);
+  std::memset(out.data(), 0, head_bytes);
+  const size_t digest_at = WriteHeader(spec, codec_id, quality, out.data());
+
+  uint64_t offset = head_bytes;
+  DigestOfDigests digest;
+  for (uint32_t i = 0; i < segments; ++i) {
+    const SegmentShape shape = ShapeOf(spec.layout, spec.layer_begin, i, opaque_bytes);
+    const MutableByteSpan to = out.subspan(offset, shape.raw_bytes);
+    CodecId used = CodecId::kRaw;
+    uint32_t crc = 0;
+    EncodedSegment encoded;
+    std::optional<EncodedSegment> smaller;
+    if (codec_id != CodecId::kRaw && codec->Supports(shape)) {
+      const uint64_t scratch_bytes = codec->scratch_bytes(shape);
+      ByteSpan raw = source.Whole(i, shape);
+      const bool gathered = raw.data() == nullptr;
+      const MutableByteSpan scratch = Scratch(scratch_bytes + (gathered ? shape.raw_bytes : 0));
+      if (gathered) {
+        source.Read(i, shape, 0, scratch.subspan(scratch_bytes));
+        raw = scratch.subspan(scratch_bytes);
+      }
+      smaller = codec->Encode(shape, raw, to, {scratch.first(scratch_bytes), {}, spec.pos0});
+    }
+    if (smaller) {
+      used = codec_id;
+      encoded = *smaller;
+      crc = Crc32c(to.first(encoded.bytes));
+    } else {
+      encoded = EncodeRaw(source, i, shape, to.data(), crc);
+    }
+    const uint64_t end = offset + encoded.bytes;
+    std::memset(out.data() + end, 0, Align(end) - end);
+
+    std::byte* entry = out.data() + header_bytes + size_t{i} * kRecordEntryBytes;
+    StoreLe(entry + kEntryLayer, shape.layer);
+    entry[kEntryKind] = static_cast<std::byte>(shape.kind);
+    entry[kEntryCodec] = static_cast<std::byte>(used);
+    StoreLe(entry + kEntryOffset64, static_cast<uint32_t>(offset / kRecordAlign));
+    StoreLe(entry + kEntryBytes, static_cast<uint32_t>(encoded.bytes));
+    StoreLe(entry + kEntryRawBytes, static_cast<uint32_t>(shape.raw_bytes));
+    StoreLe(entry + kEntryParams, encoded.params);
+    StoreLe(entry + kEntryCrc, crc);
+    StoreLe(entry + kEntryDigest, encoded.decoded_digest);
+    digest.Add(encoded.decoded_digest);
+    offset = Align(end);
+  }
+  StoreLe(out.data() + kRecordSize, offset);
+  StoreLe(out.data() + digest_at, digest.Finish());
+  StoreLe(out.data() + kCrc, HeadCrc(out.first(head_bytes)));
+  return offset;
+}
+
+Status VerifyRecord(const RecordView& record) { return VerifyRange(record, {0, record.n_segments}); }
+
+Status VerifySegments(const RecordView& record, uint16_t layer_begin, uint16_t layer_end) {
+  TIERCEL_ASSIGN(const IndexRange range, ResolveLayers(record, layer_begin, layer_end));
+  return VerifyRange(record, range);
+}
+
+Status DecodeRecordTo(const RecordView& record, const KvLayout& expected, const PlaneSink& sink,
+                      uint16_t layer_begin, uint16_t layer_end) {
+  TIERCEL_TRY(CompareLayouts(record.layout, expected));
+  TIERCEL_ASSIGN(const IndexRange range, ResolveLayers(record, layer_begin, layer_end));
+  const uint64_t base =
+      ShapeOf(record.layout, record.layer_begin, range.first, record.raw_bytes).block_offset;
+  for (uint32_t i = range.first; i < range.end; ++i) {
+    const SegmentInfo segment = record.segment(i);
+    SegmentShape sink_shape = segment.shape;
+    sink_shape.block_offset -= base;
+    TIERCEL_TRY(DecodeSegment(record, segment, i - range.first, sink_shape, sink));
+  }
+  return OkStatus();
+}
+
+Status DecodeRecord(const RecordView& record, const KvLayout& expected, MutableByteSpan out,
+                    uint16_t layer_begin, uint16_t layer_end) {
+  TIERCEL_TRY(CompareLayouts(record.layout, expected));
+  TIERCEL_ASSIGN(const uint64_t bytes, DecodedBytes(record, layer_begin, layer_end));
+  if (out.size() != bytes) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("the record decodes to {} bytes, the buffer has {}", bytes, out.size()));
+  }
+  return DecodeRecordTo(record, expected, BlockSink(out), layer_begin, layer_end);
+}
+
+Status CopyRecordVerified(ByteSpan src_record, MutableByteSpan dst) {
+  // The source may change at any time: a field that was checked is one that was copied first.
+  if (dst.size() < src_record.size()) {
+    return Fail(Code::kInvalidArgument, fmt::format("a record of {} bytes does not fit in {}",
+                                                    src_record.size(), dst.size()));
+  }
+  if (src_record.size() < kRecordHeaderBytes) {
+    return Fail(Code::kDataLoss, fmt::format("record: {} bytes cannot hold the header",
+                                             src_record.size()));
+  }
+  std::memcpy(dst.data(), src_record.data(), kRecordHeaderBytes);
+  const uint64_t head_bytes =
+      Align(uint64_t{LoadLe<uint16_t>(dst.data() + kHeaderSize)} +
+            uint64_t{LoadLe<uint16_t>(dst.data() + kSegments)} * kRecordEntryBytes);
+  if (head_bytes > kRecordHeaderBytes && head_bytes <= src_record.size()) {
+    std::memcpy(dst.data() + kRecordHeaderBytes, src_record.data() + kRecordHeaderBytes,
+                head_bytes - kRecordHeaderBytes);
+  }
+  TIERCEL_ASSIGN(const RecordView record,
+                 ParseRecordHead(dst.first(std::min<uint64_t>(head_bytes, src_record.size()))));
+  if (record.record_bytes != src_record.size()) {
+    return Fail(Code::kDataLoss, fmt::format("record: record_bytes is {}, {} bytes are here",
+                                             record.record_bytes, src_record.size()));
+  }
+  for (uint32_t i = 0; i < record.n_segments; ++i) {
+    const SegmentInfo segment = record.segment(i);
+    const uint32_t crc = CopyCrc32c(dst.data() + segment.offset,
+                                    src_record.subspan(segment.offset, segment.bytes));
+    if (crc != segment.crc32c) return CrcMismatch(segment, crc);
+    const uint64_t end = segment.offset + segment.bytes;
+    std::memset(dst.data() + end, 0, Align(end) - end);
+  }
+  return OkStatus();
+}
+
+}  // namespace tiercel
