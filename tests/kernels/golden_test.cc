@@ -1,0 +1,120 @@
+// Records of fixed blocks, byte for byte as every build must write and read them. After a wanted
+// change of the format: TIERCEL_REGENERATE=1 kernels_golden_test, and say so in the changelog.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <string>
+
+#include "kernels/record.h"
+#include "tests/kernels/kernels_testing.h"
+
+namespace tiercel {
+namespace {
+
+struct Golden {
+  std::string name;
+  KvLayout layout;
+  CodecId codec;
+};
+
+std::vector<Golden> Goldens() {
+  std::vector<Golden> all;
+  const char* const orders[] = {"token-head-dim", "head-token-dim", "head-dim-token"};
+  for (const auto& [dtype, name, tokens] :
+       {std::tuple{Dtype::kBf16, "bf16", 8u}, {Dtype::kFp16, "fp16", 128u}}) {
+    for (uint32_t order = 0; order < 3; ++order) {
+      KvLayout layout =
+          SmallLayout(dtype, static_cast<AxisOrder>(order), KvPacking::kSplit, 1);
+      layout.tokens_per_block = tokens;
+      all.push_back({fmt::format("{}-{}-llf", name, orders[order]), layout, CodecId::kLlf});
+      layout.tokens_per_block = 8;
+      all.push_back({fmt::format("{}-{}-raw", name, orders[order]), layout, CodecId::kRaw});
+    }
+  }
+  KvLayout layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kLatent, 2);
+  layout.tokens_per_block = 32;
+  layout.rank = 1;
+  layout.world = 2;
+  layout.engine = "engine";
+  layout.isa = "isa";
+  all.push_back({"bf16-latent-llf", layout, CodecId::kLlf});
+  layout = SmallLayout(Dtype::kBf16, AxisOrder::kHeadTokenDim, KvPacking::kInterleaved, 2);
+  all.push_back({"bf16-interleaved-llf", layout, CodecId::kLlf});
+  all.push_back({"opaque-raw", KvLayout::Opaque(), CodecId::kRaw});
+  return all;
+}
+
+std::vector<std::byte> BlockOf(const Golden& golden) {
+  if (golden.layout.opaque()) return RandomBytes(100, 1);
+  auto block = KvLikeBytes(golden.layout.dtype, golden.layout.block_bytes(), 42);
+  // One of each kind that a lossy mind would mend: -0, a denormal, infinity, NaNs with payloads.
+  const uint16_t odd[] = {0x8000, 0x0001, 0x7f80, 0x7c00, 0xffc1, 0x7fff};
+  for (size_t i = 0; i < std::size(odd); ++i) StoreLe(block.data() + 34 * i, odd[i]);
+  return block;
+}
+
+std::string PathOf(const Golden& golden) {
+  return std::string(TIERCEL_SOURCE_DIR) + "/tests/kernels/golden/" + golden.name + ".kvb1";
+}
+
+std::vector<std::byte> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  const ByteSpan bytes = AsBytes(text);
+  return {bytes.begin(), bytes.end()};
+}
+
+TEST(GoldenTest, EveryIsaWritesAndReadsTheGoldenRecords) {
+  for (const Golden& golden : Goldens()) {
+    const auto block = BlockOf(golden);
+    if (std::getenv("TIERCEL_REGENERATE") != nullptr) {
+      const auto bytes = Encoded(SpecOf(golden.layout), golden.codec, block);
+      ASSERT_TRUE(bytes) << bytes.error().message;
+      std::ofstream(PathOf(golden), std::ios::binary) << AsText(*bytes);
+    }
+    const auto bytes = ReadFile(PathOf(golden));
+    ASSERT_FALSE(bytes.empty()) << PathOf(golden);
+    for (const KernelIsa isa : kAllIsas) {
+      ForcedIsa forced(isa);
+      if (!forced.usable()) continue;
+      const auto written = Encoded(SpecOf(golden.layout), golden.codec, block);
+      ASSERT_TRUE(written);
+      EXPECT_TRUE(*written == bytes) << golden.name << " " << Name(isa);
+      const auto record = ParseRecord(bytes);
+      ASSERT_TRUE(record) << golden.name << ": " << record.error().message;
+      EXPECT_TRUE(VerifyRecord(*record));
+      EXPECT_EQ(record->segment(0).codec, golden.codec) << golden.name;
+      std::vector<std::byte> out(block.size());
+      EXPECT_TRUE(DecodeRecord(*record, golden.layout, out));
+      EXPECT_TRUE(out == block) << golden.name << " " << Name(isa);
+    }
+  }
+}
+
+std::string HexDump(ByteSpan bytes) {
+  std::string text;
+  for (size_t at = 0; at < bytes.size(); at += 16) {
+    text += fmt::format("{:04x} ", at);
+    for (size_t i = at; i < at + 16; i += 4) text += " " + ToHex(bytes.subspan(i, 4));
+    text += "\n";
+  }
+  return text;
+}
+
+TEST(GoldenTest, TheDocumentsExampleIsWhatTheEncoderWrites) {
+  RecordSpec spec = SpecOf(KvLayout::Opaque());
+  spec.pos0 = 0;
+  const auto bytes = Encoded(spec, CodecId::kRaw, AsBytes("Tiercel block one."));
+  ASSERT_TRUE(bytes);
+  const std::string dump = HexDump(*bytes);
+  const auto document = ReadFile(std::string(TIERCEL_SOURCE_DIR) + "/docs/block-format.md");
+  EXPECT_NE(AsText(document).find(dump), std::string_view::npos)
+      << "docs/block-format.md should hold:\n"
+      << dump;
+}
+
+}  // namespace
+}  // namespace tiercel
