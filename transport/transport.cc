@@ -16,4 +16,8 @@ std::string_view Name(TransportKind kind) {
   return "invalid";
 }
 
+Result<MutableByteSpan> Transport::AllocateStaging(uint64_t) {
+  return Fail(Code::kUnimplemented, "this transport has no staging");
+}
+
 }  // namespace tiercel

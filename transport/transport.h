@@ -108,7 +108,8 @@ class Endpoint {
   // Bytes queued and not done.
   virtual uint64_t bytes_in_flight() const = 0;
 
-  // Every pending done runs (kUnavailable) before Close(kForce) returns; after Close(kFlush) they run
+  // Every pending done runs (kUnavailable) before Close(kForce) returns, or where it was called from a
+  // callback, before that Poll returns; after Close(kFlush) they run
   // from Poll. OnClosed is not called for a close of ours.
   virtual void Close(CloseMode mode) = 0;
 
@@ -126,7 +127,7 @@ class FrameSink {
   virtual void OnAccept(std::unique_ptr<Endpoint> endpoint) = 0;
   // meta and payload are valid for this call only.
   virtual void OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, Incoming& payload) = 0;
-  // The peer is gone. The sink destroys the endpoint, now or later; it is closed already.
+  // The peer is gone, or has sent kBye (which never comes as OnFrame). The sink destroys the endpoint, now or later; it is closed already.
   virtual void OnClosed(Endpoint& endpoint, const Error& why) = 0;
 };
 
@@ -166,6 +167,12 @@ class Transport {
 
   virtual Status AddMemory(const MemoryRegion& region) = 0;
   virtual void RemoveMemory(uint32_t region_id) = 0;
+
+  // Client, same host: memory of ours that the server reads puts from without a copy on our side. A
+  // payload inside it must stay until its Send's done. Elsewhere: kUnimplemented.
+  // Errors: kResourceExhausted: the staging is full.
+  virtual Result<MutableByteSpan> AllocateStaging(uint64_t bytes);
+  virtual void FreeStaging(MutableByteSpan) {}
 
   // Moves what can be moved, runs callbacks; returns how many things happened. Never blocks.
   virtual size_t Poll() = 0;

@@ -331,14 +331,20 @@ Status UcxTransport::Open() {
   ucp_config_t* config = nullptr;
   ucs_status_t status = ucp_config_read(nullptr, nullptr, &config);
   if (status != UCS_OK) return UcxFail("config", status);
-  const std::pair<const char*, const char*> settings[] = {
-      {"TLS", options_.tls.c_str()}, {"NET_DEVICES", options_.devices.c_str()},
-      {"TX_SEG_SIZE", "512K"},       {"RX_SEG_SIZE", "512K"},
-      {"CM_REUSEADDR", "y"},     {"KEEPALIVE_INTERVAL", "1s"},
+  // Up to 1.13 a lane's settings are matched without the lane's prefix, later with it.
+  unsigned major = 0;
+  unsigned minor = 0;
+  unsigned release = 0;
+  ucp_get_version(&major, &minor, &release);
+  const std::string lane = major == 1 && minor <= 13 ? "" : "TCP_";
+  const std::pair<std::string, std::string> settings[] = {
+      {"TLS", options_.tls},           {"NET_DEVICES", options_.devices},
+      {lane + "TX_SEG_SIZE", "512K"},  {lane + "RX_SEG_SIZE", "512K"},
+      {lane + "CM_REUSEADDR", "y"},    {"KEEPALIVE_INTERVAL", "1s"},
       {"PROTO_ENABLE", "n"},
   };
   for (const auto& [name, value] : settings) {
-    status = ucp_config_modify(config, name, value);
+    status = ucp_config_modify(config, name.c_str(), value.c_str());
     if (status != UCS_OK) {
       ucp_config_release(config);
       return Fail(Code::kInvalidArgument,

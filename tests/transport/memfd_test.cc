@@ -1,0 +1,188 @@
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "tests/conformance/transport_conformance.h"
+#include "transport/factory.h"
+
+namespace tiercel {
+namespace {
+
+std::string SocketPath() {
+  static int next = 0;
+  return "/tmp/tiercel-memfd-test-" + std::to_string(getpid()) + "-" + std::to_string(next++);
+}
+
+class MemfdRig final : public TransportRig {
+ public:
+  std::unique_ptr<Transport> MakeServer(FrameSink& sink, const Clock& clock,
+                                        const Transport::Limits& limits) override {
+    MemfdOptions options;
+    options.socket_path = path_;
+    options.limits = limits;
+    return Take(MakeMemfdTransport(options, sink, clock));
+  }
+  std::unique_ptr<Transport> MakeClient(FrameSink& sink, const Clock& clock,
+                                        const Transport::Limits& limits) override {
+    MemfdOptions options;
+    options.limits = limits;
+    return Take(MakeMemfdTransport(options, sink, clock));
+  }
+  bool in_place() const override { return true; }
+
+ private:
+  static std::unique_ptr<Transport> Take(Result<std::unique_ptr<Transport>> made) {
+    EXPECT_TRUE(made) << made.error().message;
+    return made ? std::move(*made) : nullptr;
+  }
+  const std::string path_ = SocketPath();
+};
+
+INSTANTIATE_TEST_SUITE_P(Memfd, TransportConformance,
+                         ::testing::Values(TransportCase{
+                             "memfd", [] { return std::make_unique<MemfdRig>(); }}),
+                         [](const auto& tested) { return tested.param.name; });
+
+// A slab as tiering makes them.
+class Slab {
+ public:
+  explicit Slab(size_t bytes) : bytes_(bytes), fd_(memfd_create("slab", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {
+    EXPECT_EQ(ftruncate(fd_, static_cast<off_t>(bytes)), 0);
+    data_ = static_cast<std::byte*>(mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0));
+    EXPECT_EQ(fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL), 0);
+  }
+  ~Slab() {
+    munmap(data_, bytes_);
+    close(fd_);
+  }
+  MemoryRegion Region(uint32_t id, uint32_t name_space) const {
+    return MemoryRegion{data_, bytes_, id, fd_, name_space};
+  }
+  std::byte* data() const { return data_; }
+
+ private:
+  const size_t bytes_;
+  const int fd_;
+  std::byte* data_ = nullptr;
+};
+
+class MemfdTransport : public TransportConformance {};
+INSTANTIATE_TEST_SUITE_P(Memfd, MemfdTransport,
+                         ::testing::Values(TransportCase{
+                             "memfd", [] { return std::make_unique<MemfdRig>(); }}),
+                         [](const auto& tested) { return tested.param.name; });
+
+TEST_P(MemfdTransport, ARecordInASlabIsReadInPlaceUntilItsHoldEnds) {
+  Slab slab(4 << 20);
+  const auto record = Pattern(1 << 20, 42);
+  std::copy(record.begin(), record.end(), slab.data() + 8192);
+  ASSERT_TRUE(server_->AddMemory(slab.Region(3, 7)));
+  const auto [client, server] = Open();
+  ASSERT_NE(server, nullptr);
+  std::unique_ptr<InPlaceHold> hold;
+  ByteSpan seen;
+  client_sink_.on_frame = [&](Endpoint&, const FrameHeader&, ByteSpan, Incoming& payload) {
+    seen = ByteSpan(payload.data(), payload.size());
+    hold = payload.Hold();
+    return true;
+  };
+  int done = 0;
+  ASSERT_TRUE(server->Send(Header(Op::kData, 1), {}, ByteSpan(slab.data() + 8192, record.size()),
+                           [&](Status status) { done += status ? 1 : 100; }));
+  ASSERT_TRUE(PollUntil([&] { return hold != nullptr; }));
+  PollFor(20 * kMillisecond);
+  EXPECT_EQ(done, 0) << "the server may reuse the record while it is held";
+  ASSERT_EQ(seen.size(), record.size());
+  EXPECT_TRUE(std::equal(seen.begin(), seen.end(), record.begin()));
+  slab.data()[8192] ^= std::byte{0xff};
+  EXPECT_EQ(seen[0], slab.data()[8192]) << "it was a copy";
+  hold.reset();
+  ASSERT_TRUE(PollUntil([&] { return done == 1; }));
+}
+
+TEST_P(MemfdTransport, AHoldEndsWithItsClient) {
+  Slab slab(1 << 20);
+  ASSERT_TRUE(server_->AddMemory(slab.Region(3, 7)));
+  const auto [client, server] = Open();
+  ASSERT_NE(server, nullptr);
+  std::unique_ptr<InPlaceHold> hold;
+  client_sink_.on_frame = [&](Endpoint&, const FrameHeader&, ByteSpan, Incoming& payload) {
+    hold = payload.Hold();
+    return true;
+  };
+  int done = 0;
+  ASSERT_TRUE(server->Send(Header(Op::kData, 1), {}, ByteSpan(slab.data(), 65536), [&](Status) { ++done; }));
+  ASSERT_TRUE(PollUntil([&] { return hold != nullptr; }));
+  endpoints_.clear();
+  ASSERT_TRUE(PollUntil([&] { return done == 1; }));
+  hold.reset();  // Harmless now.
+}
+
+TEST_P(MemfdTransport, ASlabOfAnotherNameSpaceIsNeverPassed) {
+  Slab slab(1 << 20);
+  const auto record = Pattern(65536, 5);
+  std::copy(record.begin(), record.end(), slab.data());
+  ASSERT_TRUE(server_->AddMemory(slab.Region(3, 8)));  // Open admits into 7.
+  const auto [client, server] = Open();
+  ASSERT_NE(server, nullptr);
+  std::byte* where = slab.data();
+  bool same = true;
+  client_sink_.on_frame = [&](Endpoint&, const FrameHeader&, ByteSpan, Incoming& payload) {
+    where[0] ^= std::byte{0xff};
+    same = payload.data()[0] == where[0];
+    where[0] ^= std::byte{0xff};
+    return true;
+  };
+  ASSERT_TRUE(server->Send(Header(Op::kData, 1), {}, ByteSpan(where, record.size()), nullptr));
+  ASSERT_TRUE(PollUntil([&] { return !same; })) << "the client sees the slab itself";
+}
+
+TEST_P(MemfdTransport, MemoryThatAPeerCouldCutIsRefused) {
+  const int fd = memfd_create("soft", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_EQ(ftruncate(fd, 4096), 0);
+  std::byte dummy{};
+  const Status added = server_->AddMemory(MemoryRegion{&dummy, 4096, 1, fd, 0});
+  ASSERT_FALSE(added);
+  EXPECT_EQ(added.error().code, Code::kFailedPrecondition);
+  close(fd);
+}
+
+TEST_P(MemfdTransport, StagingIsReadWithoutACopyAndBounded) {
+  const auto [client, server] = Open();
+  ASSERT_NE(server, nullptr);
+  auto staging = client_->AllocateStaging(1 << 20);
+  ASSERT_TRUE(staging);
+  const auto record = Pattern(1 << 20, 8);
+  std::copy(record.begin(), record.end(), staging->begin());
+  int done = 0;
+  ASSERT_TRUE(client->Send(Header(Op::kPut, 1), {}, *staging, [&](Status) { ++done; }));
+  ASSERT_TRUE(PollUntil([&] { return done == 1 && server_sink_.received() == 2; }));
+  EXPECT_TRUE(server_sink_.frames[1]->payload == record);
+  client_->FreeStaging(*staging);
+  const auto too_much = client_->AllocateStaging(1 << 30);
+  ASSERT_FALSE(too_much);
+  EXPECT_EQ(too_much.error().code, Code::kResourceExhausted);
+}
+
+TEST_P(MemfdTransport, GarbageOnTheSocketCostsOnlyItsSender) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = server_->LocalAddress();
+  std::copy(path.begin(), path.end(), address.sun_path);
+  const auto noise = Pattern(65536, 77);
+  for (size_t bytes : {size_t{1}, size_t{47}, size_t{48}, size_t{49}, size_t{4096}}) {
+    const int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+    ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    ASSERT_EQ(send(fd, noise.data(), bytes, 0), static_cast<ssize_t>(bytes));
+    const uint64_t before = server_->counters().rejected_frames;
+    EXPECT_TRUE(PollUntil([&] { return server_->counters().rejected_frames > before; })) << bytes;
+    close(fd);
+  }
+  const auto [client, server] = Open();
+  EXPECT_NE(server, nullptr);
+}
+
+}  // namespace
+}  // namespace tiercel

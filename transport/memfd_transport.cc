@@ -1,0 +1,916 @@
+#include <errno.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <deque>
+#include <map>
+#include <unordered_map>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "base/units.h"
+#include "transport/factory.h"
+#include "transport/link.h"
+#include "transport/memfd_ring.h"
+#include "transport/memfd_shared.h"
+
+namespace tiercel {
+namespace {
+
+constexpr uint64_t kSlotBytes = 256;
+constexpr uint64_t kMinRingBytes = 64 * kKiB;
+constexpr uint64_t kMaxRingBytes = 64 * kMiB;
+constexpr uint64_t kMaxStagingBytes = 64 * kGiB;
+constexpr uint64_t kBounceBytes = 2 * 17 * kMiB;  // Two of the largest payloads.
+constexpr uint64_t kInLineBytes = 8 * kKiB;       // Payloads that travel in the ring itself.
+constexpr uint64_t kControlBytes = 4096;
+constexpr uint64_t kServerControlAt = 1024;
+constexpr Nanos kSocketEvery = kMillisecond;
+constexpr Nanos kSweepEvery = 20 * kMillisecond;
+constexpr Nanos kHandshakeTimeout = 5 * kSecond;
+constexpr uint64_t kListenerKey = 0;
+
+uint64_t SharedBytes(uint64_t ring, uint64_t bounce) { return kControlBytes + 2 * ring + bounce; }
+
+class MemfdTransport;
+
+class MemfdLink final : public Link {
+ public:
+  MemfdLink(MemfdTransport& owner, uint64_t key, uint64_t session_id, const Transport::Limits& limits)
+      : Link(TransportKind::kMemfd, session_id, limits), owner_(&owner), key_(key) {}
+
+  std::string Describe() const override { return fmt::format("memfd session {:016x}", session_id_); }
+  Status Send(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) override;
+  void Close(CloseMode mode) override;
+  // The peer may reuse what frame named.
+  void Release(uint64_t frame);
+
+ private:
+  friend class MemfdTransport;
+  friend class MemfdIncoming;
+  struct SendOp {
+    uint64_t bytes = 0;
+    Done done;
+    std::optional<uint64_t> bounce;   // Ours to free, in the bounce area,
+    std::optional<uint64_t> staging;  // or in the staging.
+  };
+
+  // The rings over the mapped memory; client says which of them is ours to write.
+  void SetUp(std::shared_ptr<Mapping> shared, uint64_t ring_bytes, uint64_t bounce_bytes, bool client);
+  Status Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done);
+  bool PutRecord(const RecordHead& head, const std::byte* frame_header, ByteSpan meta, ByteSpan in_line);
+  void Wake();
+  void FreeOp(const SendOp& op);
+  void FailSends(const Error& why);
+  void FlushReleases();
+  bool Drained() { return sends_.empty() && releases_.empty() && out_.Consumed() == out_.head(); }
+
+  MemfdTransport* owner_;  // Null once the transport let go.
+  const uint64_t key_;
+  bool client_ = false;
+  bool bound_ = false;      // HELLO was said (server), or needs not be (client).
+  bool flushing_ = false;
+  uint32_t name_space_ = 0;
+  Nanos since_ = 0;         // Of the connection, then of a flush.
+  FileDescriptor socket_;
+  std::shared_ptr<Mapping> shared_;
+  std::shared_ptr<Mapping> peer_staging_;  // Server: what the client's puts lie in.
+  std::byte* bounce_ = nullptr;
+  uint64_t bounce_bytes_ = 0;
+  std::optional<RangeAllocator> bounce_free_;  // Server: it alone writes there.
+  RingProducer out_;
+  RingConsumer in_;
+  uint64_t next_frame_ = 1;
+  std::map<uint64_t, SendOp> sends_;  // Named by reference and not released yet.
+  std::deque<std::pair<uint64_t, Nanos>> unread_;  // Ring position and time of records not read yet.
+  std::vector<uint64_t> releases_;    // That found the ring full.
+  std::unordered_map<uint32_t, uint32_t> passed_;  // Server: region to generation known to this peer.
+  struct PeerRegion {
+    uint32_t generation = 0;
+    std::shared_ptr<Mapping> mapping;
+  };
+  std::unordered_map<uint32_t, PeerRegion> peer_regions_;  // Client.
+};
+
+class MemfdHold final : public InPlaceHold {
+ public:
+  MemfdHold(std::shared_ptr<MemfdLink> link, std::shared_ptr<Mapping> mapping, uint64_t frame)
+      : link_(std::move(link)), mapping_(std::move(mapping)), frame_(frame) {}
+  ~MemfdHold() override { link_->Release(frame_); }
+
+ private:
+  const std::shared_ptr<MemfdLink> link_;
+  const std::shared_ptr<Mapping> mapping_;  // Readable even after the endpoint is gone.
+  const uint64_t frame_;
+};
+
+class MemfdIncoming final : public Incoming {
+ public:
+  MemfdIncoming(std::shared_ptr<MemfdLink> link, std::shared_ptr<Mapping> mapping, uint64_t frame,
+                ByteSpan bytes, bool expose, bool by_reference)
+      : link_(std::move(link)), mapping_(std::move(mapping)), frame_(frame), bytes_(bytes),
+        by_reference_(by_reference) {
+    size_ = bytes.size();
+    data_ = expose && !bytes.empty() ? bytes.data() : nullptr;
+  }
+  ~MemfdIncoming() override {
+    if (by_reference_ && !held_) link_->Release(frame_);
+  }
+  void Receive(MutableByteSpan dst, Done done) override {
+    if (dst.size() < bytes_.size()) {
+      done(Fail(Code::kInvalidArgument, fmt::format("receive: {} bytes into {}", bytes_.size(), dst.size())));
+      return;
+    }
+    if (!bytes_.empty()) std::memcpy(dst.data(), bytes_.data(), bytes_.size());
+    done(OkStatus());
+  }
+  std::unique_ptr<InPlaceHold> Hold() override {
+    if (!by_reference_ || data_ == nullptr || held_) return nullptr;
+    held_ = true;
+    return std::make_unique<MemfdHold>(link_, mapping_, frame_);
+  }
+
+ private:
+  const std::shared_ptr<MemfdLink> link_;
+  const std::shared_ptr<Mapping> mapping_;
+  const uint64_t frame_;
+  const ByteSpan bytes_;
+  const bool by_reference_;
+  bool held_ = false;
+};
+
+class MemfdTransport final : public Transport {
+ public:
+  MemfdTransport(const MemfdOptions& options, FrameSink& sink, const Clock& clock)
+      : options_(options),
+        ring_bytes_(std::max<uint64_t>(kMinRingBytes, options.ring_slots * kSlotBytes)),
+        sink_(sink),
+        clock_(clock),
+        limits_(options.limits),
+        admissions_(options.limits.max_endpoints) {}
+  ~MemfdTransport() override;
+  Status Open();
+
+  TransportKind kind() const override { return TransportKind::kMemfd; }
+  std::string LocalAddress() const override { return options_.socket_path; }
+  Status Admit(uint64_t session_id, std::string_view peer_address, uint32_t name_space) override {
+    return admissions_.Admit(session_id, peer_address, name_space);
+  }
+  void Revoke(uint64_t session_id) override { admissions_.Revoke(session_id); }
+  Result<std::unique_ptr<Endpoint>> Connect(uint64_t session_id, std::string_view address) override;
+  Status AddMemory(const MemoryRegion& region) override;
+  void RemoveMemory(uint32_t region_id) override;
+  Result<MutableByteSpan> AllocateStaging(uint64_t bytes) override;
+  void FreeStaging(MutableByteSpan span) override;
+  size_t Poll() override;
+  int event_fd() const override { return epoll_.get(); }
+  bool Arm() override;
+  Counters counters() const override { return counters_; }
+
+ private:
+  friend class MemfdLink;
+  struct Region {
+    MemoryRegion region;
+    uint32_t generation = 0;
+  };
+
+  bool server() const { return !options_.socket_path.empty(); }
+  bool Watch(int fd, uint64_t key);
+  void AcceptAll();
+  void TakeNotes(const std::shared_ptr<MemfdLink>& link);
+  bool ShakeHands(MemfdLink& link, const SocketNote& note, std::vector<FileDescriptor>& fds);
+  size_t TakeRecords(const std::shared_ptr<MemfdLink>& link);
+  bool TakeFrame(const std::shared_ptr<MemfdLink>& link, const RecordHead& head, const std::byte* body);
+  void Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why);
+  void Lose(const std::shared_ptr<MemfdLink>& link, Error why);
+  void Drop(MemfdLink& link);
+  void Sweep(Nanos now);
+  const Region* FindRegion(const std::byte* at, size_t bytes) const;
+  std::optional<uint64_t> StagingOffset(ByteSpan payload) const;
+
+  const MemfdOptions options_;
+  const uint64_t ring_bytes_;
+  FrameSink& sink_;
+  const Clock& clock_;
+  const Limits limits_;
+  Admissions admissions_;
+  Counters counters_;
+  FileDescriptor epoll_;
+  FileDescriptor listener_;
+  FileDescriptor staging_fd_;  // Client.
+  std::shared_ptr<Mapping> staging_;
+  std::optional<RangeAllocator> staging_free_;
+  std::map<const std::byte*, Region> regions_;  // Server, by base.
+  uint32_t next_generation_ = 1;
+  uint64_t next_key_ = kListenerKey + 1;
+  std::unordered_map<uint64_t, uint64_t> by_session_;  // Server: bound sessions.
+  std::vector<std::shared_ptr<MemfdLink>> links_;
+  bool armed_ = false;
+  Nanos next_socket_ = 0;
+  Nanos next_sweep_ = 0;
+};
+
+void MemfdLink::SetUp(std::shared_ptr<Mapping> shared, uint64_t ring_bytes, uint64_t bounce_bytes,
+                      bool client) {
+  client_ = client;
+  shared_ = std::move(shared);
+  std::byte* at = shared_->data();
+  auto* to_server = reinterpret_cast<RingControl*>(at);
+  auto* to_client = reinterpret_cast<RingControl*>(at + kServerControlAt);
+  std::byte* to_server_data = at + kControlBytes;
+  std::byte* to_client_data = to_server_data + ring_bytes;
+  bounce_ = to_client_data + ring_bytes;
+  bounce_bytes_ = bounce_bytes;
+  if (client) {
+    out_ = RingProducer(to_server, to_server_data, ring_bytes);
+    in_ = RingConsumer(to_client, to_client_data, ring_bytes);
+  } else {
+    out_ = RingProducer(to_client, to_client_data, ring_bytes);
+    in_ = RingConsumer(to_server, to_server_data, ring_bytes);
+    bounce_free_.emplace(bounce_bytes);
+  }
+}
+
+void MemfdLink::Wake() {
+  // A full socket means wake-ups are waiting there already.
+  (void)SendNote(socket_.get(), SocketNote{}, nullptr, 0);
+}
+
+bool MemfdLink::PutRecord(const RecordHead& head, const std::byte* frame_header, ByteSpan meta,
+                          ByteSpan in_line) {
+  std::byte* at = out_.Reserve(head.record_bytes);
+  if (at == nullptr) return false;
+  std::memcpy(at, &head, sizeof(head));
+  at += sizeof(head);
+  if (frame_header != nullptr) {
+    std::memcpy(at, frame_header, kFrameHeaderBytes);
+    at += kFrameHeaderBytes;
+    if (!meta.empty()) std::memcpy(at, meta.data(), meta.size());
+    if (!in_line.empty()) std::memcpy(at + meta.size(), in_line.data(), in_line.size());
+  }
+  if (out_.Publish(head.record_bytes)) Wake();
+  return true;
+}
+
+Status MemfdLink::Send(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) {
+  TIERCEL_TRY(CheckSend(meta, payload));
+  return Post(header, meta, payload, std::move(done));
+}
+
+Status MemfdLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) {
+  RecordHead head;
+  head.meta_bytes = static_cast<uint32_t>(meta.size());
+  head.payload_bytes = payload.size();
+  head.frame = next_frame_;
+  SendOp op;
+  op.bytes = payload.size();
+  ByteSpan in_line;
+  const MemfdTransport::Region* region = nullptr;
+  if (payload.empty()) {
+    head.at = PayloadAt::kNone;
+  } else if (client_) {
+    std::optional<uint64_t> offset = owner_->StagingOffset(payload);
+    if (offset) {
+      head.at = PayloadAt::kStaging;
+    } else if (payload.size() <= kInLineBytes) {
+      head.at = PayloadAt::kInLine;
+      in_line = payload;
+    } else {
+      offset = owner_->staging_free_->Allocate(payload.size());
+      if (!offset) return Fail(Code::kResourceExhausted, "the staging for puts is full");
+      op.staging = offset;
+      std::memcpy(owner_->staging_->data() + *offset, payload.data(), payload.size());
+      head.at = PayloadAt::kStaging;
+    }
+    head.offset = offset.value_or(0);
+  } else {
+    region = owner_->FindRegion(payload.data(), payload.size());
+    if (region != nullptr && (region->region.memfd < 0 || region->region.name_space != name_space_)) {
+      region = nullptr;
+    }
+    if (region != nullptr) {
+      const auto known = passed_.find(region->region.id);
+      if (known == passed_.end() || known->second != region->generation) {
+        SocketNote note;
+        note.kind = SocketNote::Kind::kRegion;
+        note.region = region->region.id;
+        note.generation = region->generation;
+        note.bytes = region->region.bytes;
+        if (SendNote(socket_.get(), note, &region->region.memfd, 1)) {
+          passed_[region->region.id] = region->generation;
+        } else {
+          region = nullptr;  // The socket is full: this one goes by copy.
+        }
+      }
+    }
+    if (region != nullptr) {
+      head.at = PayloadAt::kRegion;
+      head.offset = static_cast<uint64_t>(payload.data() - region->region.base);
+      head.region = region->region.id;
+      head.region_generation = region->generation;
+    } else if (payload.size() <= kInLineBytes) {
+      head.at = PayloadAt::kInLine;
+      in_line = payload;
+    } else {
+      op.bounce = bounce_free_->Allocate(payload.size());
+      if (!op.bounce) return Fail(Code::kResourceExhausted, "the bounce area of this client is full");
+      std::memcpy(bounce_ + *op.bounce, payload.data(), payload.size());
+      head.at = PayloadAt::kBounce;
+      head.offset = *op.bounce;
+    }
+  }
+  head.record_bytes = static_cast<uint32_t>(
+      RoundUp(sizeof(RecordHead) + kFrameHeaderBytes + meta.size() + in_line.size(), 64));
+  std::array<std::byte, kFrameHeaderBytes> encoded;
+  FrameHeader stamped = header;
+  stamped.session_id = session_id_;
+  stamped.payload_bytes = payload.size();
+  EncodeFrameHeader(stamped, encoded.data());
+  if (!releases_.empty()) FlushReleases();
+  if (!PutRecord(head, encoded.data(), meta, in_line)) {
+    FreeOp(op);
+    return Fail(Code::kResourceExhausted, "the ring to the peer is full");
+  }
+  ++next_frame_;
+  unread_.emplace_back(out_.head(), owner_->clock_.Now());
+  Began(payload.size());
+  ++owner_->counters_.frames_sent;
+  owner_->counters_.bytes_sent += payload.size();
+  if (head.at == PayloadAt::kNone || head.at == PayloadAt::kInLine) {
+    Complete(payload.size(), std::move(done), OkStatus());
+  } else {
+    op.done = std::move(done);
+    sends_.emplace(head.frame, std::move(op));
+  }
+  return OkStatus();
+}
+
+void MemfdLink::FreeOp(const SendOp& op) {
+  if (op.bounce) bounce_free_->Free(*op.bounce);
+  if (op.staging && owner_ != nullptr) owner_->staging_free_->Free(*op.staging);
+}
+
+void MemfdLink::FailSends(const Error& why) {
+  std::map<uint64_t, SendOp> sends;
+  sends.swap(sends_);
+  for (auto& [frame, op] : sends) {
+    FreeOp(op);
+    Complete(op.bytes, std::move(op.done), Fail(why.code, why.message));
+  }
+}
+
+void MemfdLink::Release(uint64_t frame) {
+  if (owner_ == nullptr || (closed_ && !flushing_)) return;
+  releases_.push_back(frame);
+  FlushReleases();
+}
+
+void MemfdLink::FlushReleases() {
+  size_t told = 0;
+  for (; told < releases_.size(); ++told) {
+    RecordHead head;
+    head.record_bytes = sizeof(RecordHead);
+    head.kind = RecordKind::kRelease;
+    head.frame = releases_[told];
+    if (!PutRecord(head, nullptr, {}, {})) break;
+  }
+  releases_.erase(releases_.begin(), releases_.begin() + static_cast<std::ptrdiff_t>(told));
+}
+
+void MemfdLink::Close(CloseMode mode) {
+  if (owner_ == nullptr) return;
+  const std::shared_ptr<Link> keep = shared_from_this();
+  if (mode == CloseMode::kFlush) {
+    if (closed_) return;
+    FrameHeader bye;
+    bye.op = Op::kBye;
+    (void)Post(bye, {}, {}, nullptr);
+    closed_ = true;
+    flushing_ = true;
+    since_ = owner_->clock_.Now();
+    return;
+  }
+  closed_ = true;
+  flushing_ = false;
+  owner_->Drop(*this);
+  FailSends(Error{Code::kUnavailable, "the endpoint was closed"});
+  while (RunCompletions() > 0) {
+  }
+}
+
+MemfdTransport::~MemfdTransport() {
+  const auto links = links_;
+  for (const auto& link : links) {
+    link->Close(CloseMode::kForce);
+    link->owner_ = nullptr;
+  }
+  if (listener_.valid()) unlink(options_.socket_path.c_str());
+}
+
+Status MemfdTransport::Open() {
+  if ((options_.ring_slots & (options_.ring_slots - 1)) != 0 || ring_bytes_ > kMaxRingBytes) {
+    return Fail(Code::kInvalidArgument, fmt::format("memfd: {} ring slots are no power of two up to {}",
+                                                    options_.ring_slots, kMaxRingBytes / kSlotBytes));
+  }
+  epoll_ = FileDescriptor(epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_.valid()) return Fail(Code::kUnavailable, fmt::format("memfd: epoll: {}", strerror(errno)));
+  if (!server()) {
+    if (options_.staging_bytes < kMaxPayloadBytes || options_.staging_bytes > kMaxStagingBytes) {
+      return Fail(Code::kInvalidArgument, fmt::format("memfd: staging of {} bytes, need {} to {}",
+                                                      options_.staging_bytes, kMaxPayloadBytes,
+                                                      kMaxStagingBytes));
+    }
+    TIERCEL_ASSIGN(staging_fd_, MakeSealedMemfd("tiercel-staging", options_.staging_bytes));
+    TIERCEL_ASSIGN(staging_, Mapping::Map(staging_fd_.get(), options_.staging_bytes, true));
+    staging_free_.emplace(options_.staging_bytes);
+    return OkStatus();
+  }
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (options_.socket_path.size() >= sizeof(address.sun_path)) {
+    return Fail(Code::kInvalidArgument, fmt::format("memfd: the socket path '{}' is over {} bytes",
+                                                    options_.socket_path, sizeof(address.sun_path) - 1));
+  }
+  memcpy(address.sun_path, options_.socket_path.data(), options_.socket_path.size());
+  const auto* where = reinterpret_cast<const sockaddr*>(&address);
+  {  // A socket that nobody listens on is a leftover of a process that died.
+    const FileDescriptor probe(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    if (connect(probe.get(), where, sizeof(address)) == 0) {
+      return Fail(Code::kAlreadyExists,
+                  fmt::format("memfd: another process listens on {}", options_.socket_path));
+    }
+    struct stat info{};
+    if (lstat(options_.socket_path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
+      unlink(options_.socket_path.c_str());
+    }
+  }
+  FileDescriptor listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener.valid() || fchmod(listener.get(), 0600) != 0 ||
+      bind(listener.get(), where, sizeof(address)) != 0 || listen(listener.get(), 128) != 0 ||
+      chmod(options_.socket_path.c_str(), 0600) != 0) {
+    return Fail(Code::kUnavailable,
+                fmt::format("memfd: listen on {}: {}", options_.socket_path, strerror(errno)));
+  }
+  listener_ = std::move(listener);
+  if (!Watch(listener_.get(), kListenerKey)) {
+    return Fail(Code::kUnavailable, fmt::format("memfd: epoll: {}", strerror(errno)));
+  }
+  return OkStatus();
+}
+
+bool MemfdTransport::Watch(int fd, uint64_t key) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = key;
+  return epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
+}
+
+Result<std::unique_ptr<Endpoint>> MemfdTransport::Connect(uint64_t session_id, std::string_view address) {
+  if (server()) return Fail(Code::kFailedPrecondition, "memfd: a server does not connect");
+  if (links_.size() >= limits_.max_endpoints) {
+    return Fail(Code::kResourceExhausted, fmt::format("memfd: {} endpoints are open", links_.size()));
+  }
+  sockaddr_un to{};
+  to.sun_family = AF_UNIX;
+  if (address.empty() || address.size() >= sizeof(to.sun_path)) {
+    return Fail(Code::kInvalidArgument, fmt::format("memfd: '{}' is no socket path", address));
+  }
+  memcpy(to.sun_path, address.data(), address.size());
+  auto link = std::make_shared<MemfdLink>(*this, next_key_++, session_id, limits_);
+  link->socket_ = FileDescriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!link->socket_.valid() ||
+      connect(link->socket_.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) != 0) {
+    return Fail(Code::kUnavailable, fmt::format("memfd: connect to {}: {}", address, strerror(errno)));
+  }
+  const uint64_t shared_bytes = SharedBytes(ring_bytes_, kBounceBytes);
+  TIERCEL_ASSIGN(const FileDescriptor shared, MakeSealedMemfd("tiercel-rings", shared_bytes));
+  TIERCEL_ASSIGN(std::shared_ptr<Mapping> mapping, Mapping::Map(shared.get(), shared_bytes, true));
+  link->SetUp(std::move(mapping), ring_bytes_, kBounceBytes, /*client=*/true);
+  link->bound_ = true;
+  SocketNote note;
+  note.kind = SocketNote::Kind::kConnect;
+  note.session_id = session_id;
+  note.ring_bytes = ring_bytes_;
+  note.bounce_bytes = kBounceBytes;
+  note.bytes = options_.staging_bytes;
+  const int fds[] = {shared.get(), staging_fd_.get()};
+  if (!SendNote(link->socket_.get(), note, fds, 2) || !Watch(link->socket_.get(), link->key_)) {
+    return Fail(Code::kUnavailable, fmt::format("memfd: greet {}: {}", address, strerror(errno)));
+  }
+  links_.push_back(link);
+  return link->MakeEndpoint();
+}
+
+Status MemfdTransport::AddMemory(const MemoryRegion& region) {
+  if (!server()) return OkStatus();  // A client's own buffers are copied into and need no names.
+  for (const auto& [base, other] : regions_) {
+    if (other.region.id == region.id) {
+      return Fail(Code::kAlreadyExists, fmt::format("memfd: memory region {} is known", region.id));
+    }
+  }
+  if (region.memfd >= 0) {
+    constexpr int kNeed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE;
+    const int seals = fcntl(region.memfd, F_GET_SEALS);
+    if (seals < 0 || (seals & kNeed) != kNeed) {
+      return Fail(Code::kFailedPrecondition,
+                  fmt::format("memfd: region {} is not sealed against shrink, grow and future writes; a "
+                              "peer could change or cut it",
+                              region.id));
+    }
+  }
+  regions_[region.base] = Region{region, next_generation_++};
+  return OkStatus();
+}
+
+void MemfdTransport::RemoveMemory(uint32_t region_id) {
+  std::erase_if(regions_, [&](const auto& entry) { return entry.second.region.id == region_id; });
+  for (const auto& link : links_) {
+    if (link->passed_.erase(region_id) == 0) continue;
+    SocketNote note;
+    note.kind = SocketNote::Kind::kForget;
+    note.region = region_id;
+    (void)SendNote(link->socket_.get(), note, nullptr, 0);
+  }
+}
+
+const MemfdTransport::Region* MemfdTransport::FindRegion(const std::byte* at, size_t bytes) const {
+  const auto after = regions_.upper_bound(at);
+  if (after == regions_.begin()) return nullptr;
+  const Region& region = std::prev(after)->second;
+  const auto offset = static_cast<uint64_t>(at - region.region.base);
+  if (offset > region.region.bytes || bytes > region.region.bytes - offset) return nullptr;
+  return &region;
+}
+
+std::optional<uint64_t> MemfdTransport::StagingOffset(ByteSpan payload) const {
+  const std::byte* base = staging_->data();
+  if (payload.data() < base || payload.data() + payload.size() > base + staging_->bytes()) {
+    return std::nullopt;
+  }
+  return static_cast<uint64_t>(payload.data() - base);
+}
+
+Result<MutableByteSpan> MemfdTransport::AllocateStaging(uint64_t bytes) {
+  if (server()) return Fail(Code::kUnimplemented, "memfd: a server has no staging");
+  const std::optional<uint64_t> offset = staging_free_->Allocate(bytes);
+  if (!offset) return Fail(Code::kResourceExhausted, fmt::format("memfd: no {} bytes of staging left", bytes));
+  return MutableByteSpan(staging_->data() + *offset, bytes);
+}
+
+void MemfdTransport::FreeStaging(MutableByteSpan span) {
+  TIERCEL_CHECK(staging_free_ && staging_free_->Free(static_cast<uint64_t>(span.data() - staging_->data())));
+}
+
+void MemfdTransport::AcceptAll() {
+  for (int i = 0; i < 64; ++i) {
+    FileDescriptor socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket.valid()) return;
+    if (links_.size() >= limits_.max_endpoints) {
+      ++counters_.rejected_frames;
+      LogWarn("memfd.full", {{"endpoints", links_.size()}});
+      continue;
+    }
+    // The session is learned from the socket's first message; nothing is allocated before.
+    auto link = std::make_shared<MemfdLink>(*this, next_key_++, 0, limits_);
+    link->socket_ = std::move(socket);
+    link->since_ = clock_.Now();
+    if (Watch(link->socket_.get(), link->key_)) links_.push_back(std::move(link));
+  }
+}
+
+bool MemfdTransport::ShakeHands(MemfdLink& link, const SocketNote& note, std::vector<FileDescriptor>& fds) {
+  Admissions::Entry entry;
+  if (!admissions_.Find(note.session_id, &entry) || by_session_.contains(note.session_id)) {
+    LogWarn("memfd.refuse", {{"session", note.session_id}, {"why", "not admitted"}});
+    return false;
+  }
+  if (fds.size() != 2 || note.ring_bytes < kMinRingBytes || note.ring_bytes > kMaxRingBytes ||
+      (note.ring_bytes & (note.ring_bytes - 1)) != 0 || note.bounce_bytes > kMaxRingBytes ||
+      note.bounce_bytes % 4096 != 0 || note.bytes == 0 || note.bytes > kMaxStagingBytes) {
+    LogWarn("memfd.refuse", {{"session", note.session_id}, {"why", "absurd sizes"}});
+    return false;
+  }
+  auto shared = Mapping::Map(fds[0].get(), SharedBytes(note.ring_bytes, note.bounce_bytes), true);
+  auto staging = Mapping::Map(fds[1].get(), note.bytes, false);
+  if (!shared || !staging) {
+    LogWarn("memfd.refuse", {{"session", note.session_id},
+                             {"why", !shared ? shared.error().message : staging.error().message}});
+    return false;
+  }
+  ucred who{};
+  socklen_t who_bytes = sizeof(who);
+  getsockopt(link.socket_.get(), SOL_SOCKET, SO_PEERCRED, &who, &who_bytes);
+  LogInfo("memfd.connect", {{"session", note.session_id}, {"pid", who.pid}, {"uid", who.uid}});
+  // The link made at accept gets a successor of its own session.
+  auto bound = std::make_shared<MemfdLink>(*this, link.key_, note.session_id, limits_);
+  bound->socket_ = std::move(link.socket_);
+  bound->since_ = link.since_;
+  bound->name_space_ = entry.name_space;
+  bound->peer_staging_ = std::move(*staging);
+  bound->SetUp(std::move(*shared), note.ring_bytes, note.bounce_bytes, /*client=*/false);
+  if (armed_) bound->in_.SetAsleep(true);
+  by_session_[note.session_id] = link.key_;
+  for (auto& other : links_) {
+    if (other.get() == &link) {
+      link.closed_ = true;
+      other = std::move(bound);
+      break;
+    }
+  }
+  return true;
+}
+
+void MemfdTransport::TakeNotes(const std::shared_ptr<MemfdLink>& link) {
+  for (int i = 0; i < 256 && link->socket_.valid(); ++i) {
+    SocketNote note;
+    std::vector<FileDescriptor> fds;
+    switch (ReadNote(link->socket_.get(), &note, &fds)) {
+      case NoteRead::kNothing:
+        return;
+      case NoteRead::kHangUp:
+        if (link->shared_ != nullptr) TakeRecords(link);  // What it said before it left: a goodbye.
+        Lose(link, Error{Code::kUnavailable, "memfd: the peer hung up"});
+        return;
+      case NoteRead::kGarbage:
+        Garbage(link, "a message on the socket that is none of ours");
+        return;
+      case NoteRead::kNote:
+        break;
+    }
+    if (note.kind == SocketNote::Kind::kWake) continue;
+    if (server() && note.kind == SocketNote::Kind::kConnect && link->shared_ == nullptr) {
+      if (!ShakeHands(*link, note, fds)) Garbage(link, "a greeting that is refused");
+      return;
+    }
+    if (!server() && note.kind == SocketNote::Kind::kRegion && fds.size() == 1) {
+      auto mapping = Mapping::Map(fds[0].get(), note.bytes, false);
+      if (!mapping) {
+        Garbage(link, mapping.error().message);
+        return;
+      }
+      link->peer_regions_[note.region] = MemfdLink::PeerRegion{note.generation, std::move(*mapping)};
+      continue;
+    }
+    if (!server() && note.kind == SocketNote::Kind::kForget) {
+      link->peer_regions_.erase(note.region);
+      continue;
+    }
+    Garbage(link, "a message on the socket that has no place there");
+    return;
+  }
+}
+
+size_t MemfdTransport::TakeRecords(const std::shared_ptr<MemfdLink>& link) {
+  size_t events = 0;
+  RecordHead head;
+  const std::byte* body = nullptr;
+  while (events < 64 && link->socket_.valid()) {
+    const RingConsumer::Peeked peeked = link->in_.Peek(&head, &body);
+    if (peeked == RingConsumer::Peeked::kEmpty) break;
+    ++events;
+    if (peeked == RingConsumer::Peeked::kBad) {
+      Garbage(link, "a ring position or record length that cannot be");
+      break;
+    }
+    if (head.kind == RecordKind::kRelease) {
+      link->in_.Pop(head.record_bytes);
+      const auto found = link->sends_.find(head.frame);
+      if (found == link->sends_.end()) {
+        Garbage(link, "a release of nothing");
+        break;
+      }
+      MemfdLink::SendOp op = std::move(found->second);
+      link->sends_.erase(found);
+      link->FreeOp(op);
+      link->Complete(op.bytes, std::move(op.done), OkStatus());
+      continue;
+    }
+    if (head.kind != RecordKind::kFrame || !TakeFrame(link, head, body)) break;
+  }
+  return events;
+}
+
+// False: this link takes no more records now.
+bool MemfdTransport::TakeFrame(const std::shared_ptr<MemfdLink>& link, const RecordHead& head,
+                               const std::byte* body) {
+  const uint64_t in_line = head.at == PayloadAt::kInLine ? head.payload_bytes : 0;
+  if (head.meta_bytes > kMaxMetaBytes || head.payload_bytes > kMaxPayloadBytes || in_line > kInLineBytes ||
+      sizeof(RecordHead) + kFrameHeaderBytes + head.meta_bytes + in_line > head.record_bytes) {
+    Garbage(link, "a record whose parts do not fit in it");
+    return false;
+  }
+  // Copied before it is looked at: the peer can write to the ring at any moment.
+  alignas(64) std::array<std::byte, kFrameHeaderBytes + kMaxMetaBytes + kInLineBytes> copy;
+  std::memcpy(copy.data(), body, kFrameHeaderBytes + head.meta_bytes + in_line);
+  link->in_.Pop(head.record_bytes);
+  const Result<FrameHeader> header = DecodeFrameHeader(ByteSpan(copy).first(kFrameHeaderBytes));
+  if (!header || header->payload_bytes != head.payload_bytes || header->session_id != link->session_id()) {
+    Garbage(link, header ? "a frame of another session or size" : header.error().message);
+    return false;
+  }
+  const ByteSpan meta(copy.data() + kFrameHeaderBytes, head.meta_bytes);
+  ByteSpan bytes;
+  std::shared_ptr<Mapping> mapping;
+  bool expose = true;
+  bool by_reference = true;
+  const std::byte* base = nullptr;
+  uint64_t area = 0;
+  switch (head.at) {
+    case PayloadAt::kNone:
+      by_reference = false;
+      if (head.payload_bytes != 0) {
+        Garbage(link, "a payload that is nowhere");
+        return false;
+      }
+      break;
+    case PayloadAt::kInLine:
+      by_reference = false;
+      base = copy.data() + kFrameHeaderBytes + head.meta_bytes;
+      area = in_line;
+      break;
+    case PayloadAt::kStaging:
+      mapping = link->peer_staging_;
+      expose = false;  // The client can change these bytes: they are taken by copy, then checked.
+      break;
+    case PayloadAt::kBounce:
+      if (!server()) {
+        mapping = link->shared_;
+        base = link->bounce_;
+        area = link->bounce_bytes_;
+      }
+      break;
+    case PayloadAt::kRegion: {
+      auto found = link->peer_regions_.find(head.region);
+      if (!server() && (found == link->peer_regions_.end() ||
+                        found->second.generation != head.region_generation)) {
+        TakeNotes(link);  // Its descriptor was sent before the frame.
+        found = link->peer_regions_.find(head.region);
+      }
+      if (found != link->peer_regions_.end() && found->second.generation == head.region_generation) {
+        mapping = found->second.mapping;
+      }
+      break;
+    }
+  }
+  if (mapping != nullptr && base == nullptr) {
+    base = mapping->data();
+    area = mapping->bytes();
+  }
+  if (head.payload_bytes > 0) {
+    const uint64_t offset = head.at == PayloadAt::kInLine ? 0 : head.offset;
+    if (base == nullptr || offset > area || head.payload_bytes > area - offset) {
+      Garbage(link, "a payload outside of what this peer may name");
+      return false;
+    }
+    bytes = ByteSpan(base + offset, head.payload_bytes);
+  }
+  if (!link->bound_) {
+    if (header->op != Op::kHello || !admissions_.Find(link->session_id(), nullptr)) {
+      Garbage(link, "a first frame that is no HELLO of an admitted session");
+      return false;
+    }
+    link->bound_ = true;
+    sink_.OnAccept(link->MakeEndpoint());
+  }
+  MemfdIncoming incoming(link, std::move(mapping), head.frame, bytes, expose, by_reference);
+  if (link->closed() || link->endpoint() == nullptr) return link->flushing_;
+  ++counters_.frames_received;
+  counters_.bytes_received += head.payload_bytes;
+  if (header->op == Op::kBye) {
+    Lose(link, Error{Code::kUnavailable, "the peer said goodbye"});
+    return false;
+  }
+  sink_.OnFrame(*link->endpoint(), *header, meta, incoming);
+  return !link->closed() || link->flushing_;
+}
+
+void MemfdTransport::Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why) {
+  ++counters_.rejected_frames;
+  LogWarn("memfd.reject", {{"session", link->session_id()}, {"why", why}});
+  Lose(link, Error{Code::kInvalidArgument, "memfd: the peer sent " + why});
+}
+
+void MemfdTransport::Drop(MemfdLink& link) {
+  link.socket_.Reset();  // Also takes it out of the epoll set; the peer sees a hang-up.
+  link.releases_.clear();
+  const auto bound = by_session_.find(link.session_id());
+  if (bound != by_session_.end() && bound->second == link.key_) by_session_.erase(bound);
+}
+
+void MemfdTransport::Lose(const std::shared_ptr<MemfdLink>& link, Error why) {
+  const bool ours = link->closed_;
+  link->closed_ = true;
+  link->flushing_ = false;
+  Drop(*link);
+  link->FailSends(why);
+  link->RunCompletions();
+  if (ours || link->endpoint() == nullptr) return;
+  ++counters_.endpoints_lost;
+  sink_.OnClosed(*link->endpoint(), why);
+}
+
+void MemfdTransport::Sweep(Nanos now) {
+  next_sweep_ = now + kSweepEvery;
+  const auto links = links_;
+  for (const auto& link : links) {
+    if (link->shared_ == nullptr) {
+      if (!link->closed_ && now - link->since_ > kHandshakeTimeout) Garbage(link, "no greeting in time");
+      continue;
+    }
+    if (link->closed_ && !link->flushing_) continue;
+    const uint64_t read = link->out_.Consumed();
+    if (link->out_.bad()) {
+      Garbage(link, "a ring position that cannot be");
+      continue;
+    }
+    while (!link->unread_.empty() && link->unread_.front().first <= read) link->unread_.pop_front();
+    // Held bytes have no clock; frames that the peer does not even read have.
+    if (!link->unread_.empty() && now - link->unread_.front().second > limits_.send_timeout) {
+      Lose(link, Error{Code::kDeadlineExceeded,
+                       fmt::format("memfd: the peer read nothing for {} ms; endpoint closed",
+                                   limits_.send_timeout / kMillisecond)});
+      continue;
+    }
+    if (!link->bound_ && now - link->since_ > kHandshakeTimeout) Garbage(link, "no HELLO in time");
+  }
+}
+
+size_t MemfdTransport::Poll() {
+  size_t events = 0;
+  const Nanos now = clock_.Now();
+  if (armed_ || now >= next_socket_) {
+    if (armed_) {
+      for (const auto& link : links_) {
+        if (link->shared_ != nullptr && link->socket_.valid()) link->in_.SetAsleep(false);
+      }
+      armed_ = false;
+    }
+    next_socket_ = now + kSocketEvery;
+    std::array<epoll_event, 64> ready;
+    const int count = epoll_wait(epoll_.get(), ready.data(), static_cast<int>(ready.size()), 0);
+    for (int i = 0; i < count; ++i) {
+      const uint64_t key = ready[static_cast<size_t>(i)].data.u64;
+      if (key == kListenerKey) {
+        AcceptAll();
+        continue;
+      }
+      const auto found = std::find_if(links_.begin(), links_.end(),
+                                      [key](const auto& link) { return link->key_ == key; });
+      if (found == links_.end()) continue;
+      const std::shared_ptr<MemfdLink> link = *found;
+      TakeNotes(link);
+    }
+  }
+  bool any_dead = false;
+  for (size_t i = 0; i < links_.size(); ++i) {  // Callbacks may add links.
+    const std::shared_ptr<MemfdLink> link = links_[i];
+    if (link->shared_ != nullptr && link->socket_.valid()) {
+      events += TakeRecords(link);
+      if (!link->releases_.empty() && link->socket_.valid()) link->FlushReleases();
+      if (link->flushing_ && link->Drained()) {
+        link->flushing_ = false;
+        Drop(*link);
+      }
+    }
+    events += link->RunCompletions();
+    if (link->closed_ && !link->flushing_ && !link->has_completions()) any_dead = true;
+  }
+  if (any_dead) {
+    std::erase_if(links_, [](const auto& link) {
+      return link->closed_ && !link->flushing_ && !link->has_completions();
+    });
+  }
+  if (now >= next_sweep_) Sweep(now);
+  return events;
+}
+
+bool MemfdTransport::Arm() {
+  armed_ = true;
+  for (const auto& link : links_) {
+    if (link->has_completions()) return false;
+    if (link->shared_ == nullptr || !link->socket_.valid()) continue;
+    link->in_.SetAsleep(true);
+    if (!link->in_.Empty()) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transport>> MakeMemfdTransport(const MemfdOptions& options, FrameSink& sink,
+                                                      const Clock& clock) {
+  auto transport = std::make_unique<MemfdTransport>(options, sink, clock);
+  TIERCEL_TRY(transport->Open());
+  return transport;
+}
+
+}  // namespace tiercel
