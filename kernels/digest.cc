@@ -87,8 +87,12 @@ TIERCEL_AVX512 uint64_t WordsAvx512(const std::byte* data, size_t words, uint64_
     sum0 = _mm512_add_epi64(sum0, _mm512_xor_si512(y, _mm512_srli_epi64(y, 31)));
     sum1 = _mm512_add_epi64(sum1, _mm512_xor_si512(z, _mm512_srli_epi64(z, 31)));
   }
-  return static_cast<uint64_t>(_mm512_reduce_add_epi64(_mm512_add_epi64(sum0, sum1))) +
-         WordsScalar(data + 8 * i, words - i, first + i);
+  // Summed here: the header's reduction adds signed lanes, which may overflow.
+  alignas(64) uint64_t lanes[8];
+  _mm512_store_si512(lanes, _mm512_add_epi64(sum0, sum1));
+  uint64_t sum = WordsScalar(data + 8 * i, words - i, first + i);
+  for (const uint64_t lane_sum : lanes) sum += lane_sum;
+  return sum;
 }
 #endif
 
