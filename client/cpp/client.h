@@ -103,7 +103,9 @@ struct BlockResult {
   bool durable = false;       // Put with want_durable: it is on SSD.
 };
 
-// A record readable where the server keeps it; end it soon, it is memory that cannot be evicted.
+// A record readable where the server keeps it; end it soon, it is memory that cannot be evicted. Its
+// bytes are not checked yet: DecodeRecord or VerifyRecord before use. Empty once the client or its
+// session is gone.
 class HeldRecord {
  public:
   virtual ~HeldRecord() = default;
@@ -111,6 +113,10 @@ class HeldRecord {
 };
 
 struct Completion {
+  Completion() = default;
+  Completion(Completion&&) noexcept = default;
+  Completion& operator=(Completion&&) noexcept = default;
+
   Ticket ticket = 0;
   Status status;                    // An error of the request as a whole; misses are in blocks.
   std::vector<BlockResult> blocks;  // One a key asked for, in order.
@@ -148,7 +154,8 @@ class Client {
                                    const KvLayout& layout, const RequestOptions& options) = 0;
   virtual Result<Ticket> SubmitPut(const Chain& chain, uint32_t first, std::span<const PutSource> sources,
                                    const KvLayout& layout, const RequestOptions& options) = 0;
-  // Unrelated blocks in one ticket: chains[i] has one block each and slots[i] or sources[i] is its.
+  // Unrelated blocks in one ticket: chains[i] has one block each and slots[i] or sources[i] is its. All
+  // have one scope.
   virtual Result<Ticket> SubmitGetMany(std::span<const Chain> chains, std::span<const GetSlot> slots,
                                        const KvLayout& layout, const RequestOptions& options) = 0;
   virtual Result<Ticket> SubmitPutMany(std::span<const Chain> chains, std::span<const PutSource> sources,
@@ -159,14 +166,16 @@ class Client {
   virtual std::vector<Completion> Poll(size_t max = 64) = 0;
   // Readable while there are completions to take. With no progress thread: also when Poll has work.
   virtual int event_fd() const = 0;
-  // Blocks until this ticket's completion (at most its deadline plus 5 ms) and takes it.
+  // Blocks until this ticket's completion (at most its deadline plus 5 ms) and takes it. Where that was
+  // not released, Wait again for the release. A ticket that is not alive: kInvalidArgument at once.
   virtual Completion Wait(Ticket ticket) = 0;
 
-  Completion Match(const Chain& chain, const RequestOptions& options = {});
-  Completion Get(const Chain& chain, uint32_t first, std::span<const GetSlot> slots,
-                 const KvLayout& layout, const RequestOptions& options = {});
-  Completion Put(const Chain& chain, uint32_t first, std::span<const PutSource> sources,
-                 const KvLayout& layout, const RequestOptions& options = {});
+  // Submit and Wait in one, driven by the calling thread: no hop to another thread and back.
+  virtual Completion Match(const Chain& chain, const RequestOptions& options = {}) = 0;
+  virtual Completion Get(const Chain& chain, uint32_t first, std::span<const GetSlot> slots,
+                         const KvLayout& layout, const RequestOptions& options = {}) = 0;
+  virtual Completion Put(const Chain& chain, uint32_t first, std::span<const PutSource> sources,
+                         const KvLayout& layout, const RequestOptions& options = {}) = 0;
 
   virtual Status RegisterMemory(MutableByteSpan memory) = 0;
   virtual void UnregisterMemory(MutableByteSpan memory) = 0;

@@ -1,0 +1,83 @@
+#include "client/cpp/staging.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+#include <iterator>
+
+#include "base/check.h"
+#include "base/units.h"
+
+namespace tiercel {
+
+Result<std::unique_ptr<Staging>> Staging::Create(uint64_t bytes) {
+  const uint64_t capacity = RoundUp(bytes == 0 ? kGranularity : bytes, kGranularity);
+  void* base = mmap(nullptr, capacity, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) {
+    return Fail(Code::kResourceExhausted,
+                fmt::format("staging of {}: {}", FormatBytes(capacity), std::strerror(errno)));
+  }
+  madvise(base, capacity, MADV_HUGEPAGE);  // A wish: without it everything works, slower.
+  return std::unique_ptr<Staging>(new Staging(static_cast<std::byte*>(base), capacity));
+}
+
+Staging::Staging(std::byte* base, uint64_t capacity) : base_(base), capacity_(capacity) {
+  holes_.emplace(0, capacity);
+}
+
+Staging::~Staging() { munmap(base_, capacity_); }
+
+MutableByteSpan Staging::Allocate(uint64_t bytes) {
+  TIERCEL_CHECK(bytes > 0);
+  const uint64_t need = RoundUp(bytes, kGranularity);
+  for (auto hole = holes_.begin(); hole != holes_.end(); ++hole) {
+    if (hole->second < need) continue;
+    const uint64_t offset = hole->first;
+    const uint64_t left = hole->second - need;
+    auto node = holes_.extract(hole);
+    if (left > 0) {  // The node is kept: no allocation on this path.
+      node.key() = offset + need;
+      node.mapped() = left;
+      holes_.insert(std::move(node));
+    }
+    used_ += need;
+    return {base_ + offset, bytes};
+  }
+  return {};
+}
+
+void Staging::Free(MutableByteSpan span) {
+  const uint64_t offset = static_cast<uint64_t>(span.data() - base_);
+  uint64_t size = RoundUp(span.size(), kGranularity);
+  TIERCEL_CHECK(offset % kGranularity == 0 && offset + size <= capacity_ && size <= used_);
+  used_ -= size;
+  const auto next = holes_.lower_bound(offset);
+  TIERCEL_CHECK(next == holes_.end() || offset + size <= next->first);
+  const bool joins_next = next != holes_.end() && offset + size == next->first;
+  const bool joins_last =
+      next != holes_.begin() &&
+      std::prev(next)->first + std::prev(next)->second == offset;
+  if (next != holes_.begin()) {
+    TIERCEL_CHECK(std::prev(next)->first + std::prev(next)->second <= offset);
+  }
+  if (joins_last) {
+    auto last = std::prev(next);
+    last->second += size;
+    if (joins_next) {
+      last->second += next->second;
+      holes_.erase(next);
+    }
+  } else if (joins_next) {
+    auto node = holes_.extract(next);
+    node.key() = offset;
+    node.mapped() += size;
+    holes_.insert(std::move(node));
+  } else {
+    holes_.emplace(offset, size);
+  }
+}
+
+}  // namespace tiercel
