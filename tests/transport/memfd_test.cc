@@ -6,6 +6,8 @@
 
 #include "tests/conformance/transport_conformance.h"
 #include "transport/factory.h"
+#include "transport/memfd_ring.h"
+#include "transport/memfd_shared.h"
 
 namespace tiercel {
 namespace {
@@ -180,6 +182,60 @@ TEST_P(MemfdTransport, GarbageOnTheSocketCostsOnlyItsSender) {
     EXPECT_TRUE(PollUntil([&] { return server_->counters().rejected_frames > before; })) << bytes;
     close(fd);
   }
+  const auto [client, server] = Open();
+  EXPECT_NE(server, nullptr);
+}
+
+// A client that is admitted and then writes what it likes into its ring.
+TEST_P(MemfdTransport, GarbageInTheRingCostsOnlyItsSender) {
+  constexpr uint64_t kRing = 65536;
+  constexpr uint64_t kBytes = 4096 + 2 * kRing;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = server_->LocalAddress();
+  std::copy(path.begin(), path.end(), address.sun_path);
+  SplitMix64 random(5);
+  for (uint64_t round = 0; round < 300; ++round) {
+    const FileDescriptor fd(socket(AF_UNIX, SOCK_SEQPACKET, 0));
+    ASSERT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    auto rings = MakeSealedMemfd("rings", kBytes);
+    auto staging = MakeSealedMemfd("staging", 4096);
+    ASSERT_TRUE(rings && staging);
+    auto mapping = Mapping::Map(rings->get(), kBytes, true);
+    ASSERT_TRUE(mapping);
+    ASSERT_TRUE(server_->Admit(9000 + round, "", 7));
+    SocketNote note;
+    note.kind = SocketNote::Kind::kConnect;
+    note.session_id = 9000 + round;
+    note.ring_bytes = kRing;
+    note.bytes = 4096;
+    const int fds[] = {rings->get(), staging->get()};
+    ASSERT_TRUE(SendNote(fd.get(), note, fds, 2));
+    std::byte* ring = (*mapping)->data() + 4096;
+    auto* control = reinterpret_cast<RingControl*>((*mapping)->data());
+    const auto noise = Pattern(8192, round);
+    std::copy(noise.begin(), noise.end(), ring);
+    RecordHead head;
+    head.record_bytes = 64 * static_cast<uint32_t>(random.Below(70));
+    head.kind = static_cast<RecordKind>(random.Below(5));
+    head.meta_bytes = static_cast<uint32_t>(random.Below(5000));
+    head.at = static_cast<PayloadAt>(random.Below(7));
+    head.payload_bytes = random.Below(4) == 0 ? random.Next() : random.Below(10000);
+    head.offset = random.Below(2) == 0 ? random.Next() : 0;
+    FrameHeader frame;
+    frame.op = random.Below(2) == 0 ? Op::kHello : Op::kPut;
+    frame.session_id = note.session_id;
+    frame.payload_bytes = std::min<uint64_t>(head.payload_bytes, kMaxPayloadBytes);
+    if (round % 3 != 0) {
+      std::memcpy(ring, &head, sizeof(head));
+      EncodeFrameHeader(frame, ring + sizeof(head));
+    }
+    control->head.store(round % 5 == 0 ? random.Next() : head.record_bytes);
+    PollFor(3 * kMillisecond);
+    server_->Revoke(note.session_id);
+  }
+  EXPECT_GT(server_->counters().rejected_frames, 200u);
+  server_sink_.accepted.clear();
   const auto [client, server] = Open();
   EXPECT_NE(server, nullptr);
 }
