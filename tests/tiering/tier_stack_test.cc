@@ -1,0 +1,313 @@
+#include "tiering/tier_stack.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <map>
+#include <optional>
+#include <set>
+
+#include "base/random.h"
+#include "tests/tiering/records.h"
+#include "tests/tiering/temp_folder.h"
+#include "tiering/ssd_rocksdb.h"
+
+namespace tiercel {
+namespace {
+
+constexpr uint32_t kSpace = 3;
+constexpr uint32_t kOtherSpace = 4;
+
+class TierStackTest : public ::testing::Test {
+ protected:
+  void Open(bool with_ssd, uint64_t host = 4 * kMiB, uint64_t ssd = 64 * kMiB) {
+    Close();
+    TierStack::Options options;
+    options.host.capacity_bytes = host;
+    options.host.slab_bytes = 2 * kMiB;
+    options.fault_injection = true;
+    std::unique_ptr<SsdStore> store;
+    if (with_ssd) {
+      SsdDisk::Options disk;
+      disk.path = folder_.path();
+      disk_ = std::move(*SsdDisk::Open(disk));
+      SsdStore::Options store_options;
+      store_options.segment_bytes = 512 * kKiB;
+      store_options.capacity_bytes = ssd;
+      store_options.seal_after = 10 * kMillisecond;
+      store_options.verify_record = VerifyTestRecord;
+      store = std::move(*disk_->OpenShard(0, store_options, Clock::Monotonic()));
+    }
+    auto stack = TierStack::Create(options, Clock::Monotonic(), std::move(store));
+    ASSERT_TRUE(stack) << stack.error().message;
+    stack_ = std::move(*stack);
+  }
+  void Close() {
+    if (stack_ != nullptr) stack_->Shutdown(5 * kSecond);
+    stack_.reset();
+    disk_.reset();
+  }
+  void TearDown() override { Close(); }
+
+  TierStack::PutInfo Info(uint64_t n, uint64_t chain = 0, QualityClass quality = QualityClass::kExact) {
+    TierStack::PutInfo info;
+    info.key = KeyOf(n);
+    info.parent = n > 0 ? KeyOf(n - 1) : BlockKey{};
+    info.name_space = kSpace;
+    info.chain_index = static_cast<uint32_t>(chain);
+    info.quality = quality;
+    return info;
+  }
+  Status Put(const TierStack::PutInfo& info, uint64_t n, size_t bytes = 50'000,
+             TierStack::DurableDone durable = nullptr) {
+    const auto record = RecordOf(n, bytes);
+    auto reservation = stack_->Reserve(info, record.size());
+    if (!reservation) return tl::unexpected<Error>(reservation.error());
+    std::copy(record.begin(), record.end(), reservation->record().begin());
+    return stack_->Publish(std::move(*reservation), record.size() * 2, std::move(durable));
+  }
+  Status Put(uint64_t n) { return Put(Info(n), n); }
+
+  TierStack::Fetched Fetch(uint64_t n, uint32_t name_space = kSpace, TierStack::FetchOptions options = {}) {
+    std::optional<TierStack::Fetched> got;
+    stack_->Fetch(name_space, KeyOf(n), options, [&](TierStack::Fetched fetched) { got = std::move(fetched); });
+    const Nanos end = Clock::Monotonic().Now() + 10 * kSecond;
+    while (!got && Clock::Monotonic().Now() < end) stack_->Poll();
+    EXPECT_TRUE(got.has_value());
+    return got ? std::move(*got) : TierStack::Fetched{};
+  }
+  void WaitForDisk() {
+    bool done = false;
+    stack_->Flush([&](Status) { done = true; });
+    while (!done) stack_->Poll();
+  }
+
+  TempFolder folder_;
+  std::unique_ptr<SsdDisk> disk_;
+  std::unique_ptr<TierStack> stack_;
+};
+
+TEST_F(TierStackTest, ABlockIsInvisibleUntilItIsPublished) {
+  Open(false);
+  auto reservation = stack_->Reserve(Info(1), 1000);
+  ASSERT_TRUE(reservation);
+  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(1), QualityClass::kExact, Prefer::kGood).tier, Tier::kNone);
+  EXPECT_EQ(Fetch(1).reason, MissReason::kNeverSeen);
+  reservation = Reservation();
+  EXPECT_EQ(stack_->arena().used_bytes(), 0u) << "an abandoned reservation gives its room back";
+  ASSERT_TRUE(Put(1));
+  const auto fetched = Fetch(1);
+  ASSERT_TRUE(fetched.pin);
+  EXPECT_EQ(fetched.tier, Tier::kHost);
+  EXPECT_TRUE(VerifyTestRecord(fetched.pin.record()));
+}
+
+TEST_F(TierStackTest, AnotherNameSpaceSeesNothingAndCannotTakeAKeyOver) {
+  Open(false);
+  ASSERT_TRUE(Put(1));
+  EXPECT_EQ(Fetch(1, kOtherSpace).reason, MissReason::kNeverSeen);
+  EXPECT_EQ(stack_->Lookup(kOtherSpace, KeyOf(1), QualityClass::kSmall, Prefer::kGood).tier, Tier::kNone);
+  auto info = Info(1);
+  info.name_space = kOtherSpace;
+  EXPECT_EQ(Put(info, 1).error().code, Code::kPermissionDenied);
+}
+
+TEST_F(TierStackTest, KeepsTheBetterRecordAndServesNoWorseThanAccepted) {
+  Open(false);
+  ASSERT_TRUE(Put(Info(1, 0, QualityClass::kBalanced), 1, 8'000));
+  EXPECT_EQ(Fetch(1).reason, MissReason::kOtherClass);
+  TierStack::FetchOptions accepts;
+  accepts.min_class = QualityClass::kSmall;
+  EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kBalanced);
+  EXPECT_EQ(Put(Info(1, 0, QualityClass::kBalanced), 1).error().code, Code::kAlreadyExists);
+  EXPECT_EQ(Put(Info(1, 0, QualityClass::kSmall), 1).error().code, Code::kAlreadyExists);
+  ASSERT_TRUE(Put(Info(1, 0, QualityClass::kNear), 1, 9'000));
+  EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kNear);
+  ASSERT_TRUE(Put(Info(1), 1, 16'000));
+  EXPECT_EQ(stack_->stats().blocks, 2u) << "one exact and one lossy";
+  EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kExact);
+  accepts.prefer = Prefer::kSmall;
+  EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kNear);
+}
+
+TEST_F(TierStackTest, ForgetsTheTailOfAChainBeforeItsHead) {
+  Open(false, 2 * kMiB);
+  std::vector<BlockKey> keys;
+  for (uint64_t i = 0; i < 20; ++i) {
+    ASSERT_TRUE(Put(Info(i, i), i));
+    keys.push_back(KeyOf(i));
+  }
+  stack_->Touch(kSpace, keys);
+  for (uint64_t i = 100; i < 130; ++i) ASSERT_TRUE(Put(Info(i, 0), i));
+  // Whatever is left of the chain is a prefix of it.
+  bool gone = false;
+  size_t left = 0;
+  for (const BlockKey& key : keys) {
+    const bool here = stack_->Lookup(kSpace, key, QualityClass::kExact, Prefer::kGood).tier != Tier::kNone;
+    EXPECT_FALSE(here && gone) << "a hole in the chain";
+    gone |= !here;
+    left += here ? 1 : 0;
+  }
+  EXPECT_LT(left, 20u);
+  EXPECT_GT(left, 0u);
+  EXPECT_EQ(Fetch(19).reason, MissReason::kEvicted);
+}
+
+TEST_F(TierStackTest, APinnedBlockStaysWhereItIsWhateverComes) {
+  Open(false, 2 * kMiB);
+  ASSERT_TRUE(Put(1));
+  auto held = Fetch(1);
+  const std::byte* where = held.pin.record().data();
+  for (uint64_t i = 100; i < 200; ++i) ASSERT_TRUE(Put(i));
+  EXPECT_EQ(held.pin.record().data(), where);
+  EXPECT_TRUE(VerifyTestRecord(held.pin.record()));
+  std::vector<TierStack::Fetched> all;
+  for (uint64_t i = 100; i < 200; ++i) {
+    auto one = Fetch(i);
+    if (one.pin) all.push_back(std::move(one));
+  }
+  EXPECT_EQ(Put(500).error().code, Code::kResourceExhausted) << "everything is pinned";
+  all.clear();
+  EXPECT_TRUE(Put(500)) << "and now there is a victim";
+}
+
+TEST_F(TierStackTest, AForgottenBlockLivesUntilItsLastPin) {
+  Open(false);
+  ASSERT_TRUE(Put(1));
+  auto held = Fetch(1);
+  stack_->MarkCorrupt(KeyOf(1));
+  EXPECT_EQ(Fetch(1).reason, MissReason::kCorrupt);
+  EXPECT_TRUE(VerifyTestRecord(held.pin.record()));
+  held.pin.Release();
+  EXPECT_EQ(stack_->arena().used_bytes(), 0u);
+}
+
+TEST_F(TierStackTest, EvictedToSsdItComesBackWholeAndOneReadServesAll) {
+  Open(true, 2 * kMiB);
+  std::set<uint64_t> durable;
+  for (uint64_t i = 0; i < 100; ++i) {
+    while (!Put(Info(i), i, 50'000, [&durable, i](Status s) { if (s) durable.insert(i); })) stack_->Poll();
+    stack_->Poll();
+  }
+  WaitForDisk();
+  EXPECT_EQ(durable.size(), 100u);
+  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(0), QualityClass::kExact, Prefer::kGood).tier, Tier::kSsd);
+  int answers = 0;
+  for (int i = 0; i < 3; ++i) {
+    stack_->Fetch(kSpace, KeyOf(0), {}, [&](TierStack::Fetched fetched) {
+      ASSERT_TRUE(fetched.pin);
+      EXPECT_EQ(fetched.tier, Tier::kSsd);
+      const auto record = fetched.pin.record();
+      EXPECT_TRUE(std::equal(record.begin(), record.end(), RecordOf(0, 50'000).begin()));
+      ++answers;
+    });
+  }
+  while (answers < 3) stack_->Poll();
+  EXPECT_EQ(stack_->stats().ssd.read_bytes, 50'000u);
+  EXPECT_EQ(Fetch(0).tier, Tier::kHost) << "promoted";
+}
+
+TEST_F(TierStackTest, AFlippedBitInRamOrOnDiskIsAMissWithItsReason) {
+  Open(true, 2 * kMiB);
+  ASSERT_TRUE(Put(1));
+  ASSERT_TRUE(stack_->CorruptForTest(KeyOf(1), 8 * 777, Tier::kHost));
+  WaitForDisk();  // The wrong byte goes to disk, as it would.
+  for (uint64_t i = 100; i < 200; ++i) {
+    while (!Put(i)) stack_->Poll();
+  }
+  WaitForDisk();
+  ASSERT_EQ(stack_->Lookup(kSpace, KeyOf(1), QualityClass::kExact, Prefer::kGood).tier, Tier::kSsd);
+  EXPECT_EQ(Fetch(1).reason, MissReason::kCorrupt);
+  EXPECT_EQ(stack_->stats().corrupt, 1u);
+}
+
+TEST_F(TierStackTest, ClearingForgetsForGood) {
+  Open(true);
+  for (uint64_t i = 0; i < 20; ++i) ASSERT_TRUE(Put(i));
+  WaitForDisk();
+  EXPECT_EQ(*stack_->Clear(kSpace, Scope{}), 20u);
+  EXPECT_EQ(Fetch(5).reason, MissReason::kCleared);
+  ASSERT_TRUE(Put(30));
+  WaitForDisk();
+  Open(true);
+  EXPECT_EQ(stack_->stats().blocks, 1u);
+  EXPECT_TRUE(Fetch(30).pin);
+}
+
+TEST_F(TierStackTest, ARestartServesEverythingThatWasFlushed) {
+  Open(true);
+  for (uint64_t i = 0; i < 50; ++i) ASSERT_TRUE(Put(Info(i, i), i));
+  WaitForDisk();
+  Open(true);
+  for (uint64_t i = 0; i < 50; ++i) {
+    const auto fetched = Fetch(i);
+    ASSERT_TRUE(fetched.pin) << i;
+    EXPECT_EQ(fetched.tier, Tier::kSsd);
+    const auto expected = RecordOf(i, 50'000);
+    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), fetched.pin.record().begin()));
+  }
+}
+
+// Whatever happens: right bytes or a miss, every miss with a reason, no room lost.
+TEST_F(TierStackTest, MatchesAModelUnderRandomUse) {
+  const int seeds = std::getenv("TIERCEL_FULL") != nullptr ? 50 : 4;
+  for (int seed = 1; seed <= seeds; ++seed) {
+    Open(seed % 2 == 0, 2 * kMiB, 8 * kMiB);
+    SplitMix64 random(static_cast<uint64_t>(seed));
+    std::vector<TierStack::Fetched> held;
+    uint64_t asked = 0;
+    uint64_t served = 0;
+    const uint64_t base = static_cast<uint64_t>(seed) * 1000;
+    for (int step = 0; step < 4000; ++step) {
+      const uint64_t n = base + random.Below(120);
+      switch (random.Below(6)) {
+        case 0:
+        case 1: {
+          const Status put = Put(Info(n, n % 40), n, 10'000 + n % 9 * 8'000);
+          if (!put) {
+            EXPECT_THAT(put.error().code, ::testing::AnyOf(Code::kAlreadyExists, Code::kResourceExhausted));
+          }
+          break;
+        }
+        case 2: {
+          std::vector<BlockKey> keys;
+          for (uint64_t i = 0; i < 8; ++i) keys.push_back(KeyOf(n + i));
+          stack_->Touch(kSpace, keys);
+          break;
+        }
+        case 3:
+          if (!held.empty()) held.erase(held.begin() + static_cast<long>(random.Below(held.size())));
+          break;
+        default: {
+          ++asked;
+          auto fetched = Fetch(n);
+          if (!fetched.pin) {
+            EXPECT_NE(fetched.reason, MissReason::kNone);
+            EXPECT_NE(fetched.reason, MissReason::kUnknown);
+            break;
+          }
+          ++served;
+          const auto expected = RecordOf(n, 10'000 + n % 9 * 8'000);
+          ASSERT_TRUE(std::equal(expected.begin(), expected.end(), fetched.pin.record().begin()));
+          if (held.size() < 6) held.push_back(std::move(fetched));
+        }
+      }
+      stack_->Poll();
+    }
+    const auto stats = stack_->stats();
+    uint64_t reasons = 0;
+    for (const uint64_t count : stats.reasons) reasons += count;
+    EXPECT_EQ(stats.misses, reasons);
+    EXPECT_EQ(stats.misses + served, asked);
+    EXPECT_EQ(stats.hits_host + stats.hits_ssd, served);
+    held.clear();
+    WaitForDisk();
+    EXPECT_EQ(stack_->stats().pinned, 0u);
+    ASSERT_TRUE(stack_->Clear(kSpace, Scope{}));
+    EXPECT_EQ(stack_->arena().used_bytes(), 0u);
+  }
+}
+
+}  // namespace
+}  // namespace tiercel

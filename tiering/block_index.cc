@@ -1,0 +1,103 @@
+#include "tiering/block_index.h"
+
+#include <utility>
+
+#include "base/check.h"
+
+namespace tiercel {
+
+SsdEntry Block::Entry() const {
+  SsdEntry entry;
+  entry.key = key;
+  entry.parent = parent;
+  entry.anchor = anchor;
+  entry.scope = scope;
+  entry.name_space = name_space;
+  entry.chain_index = chain_index;
+  entry.record_bytes = record_bytes;
+  entry.raw_bytes = raw_bytes;
+  entry.generation = generation;
+  entry.quality = quality;
+  entry.where = ssd;
+  return entry;
+}
+
+BlockIndex::~BlockIndex() {
+  ForEach([](Block* block) { delete block; });
+}
+
+Block* BlockIndex::Find(const BlockKey& key, bool lossy) const {
+  const auto found = table_.find(key);
+  if (found == table_.end()) return nullptr;
+  return lossy ? found->second.lossy : found->second.exact;
+}
+
+Block* BlockIndex::Insert(const SsdEntry& entry) {
+  auto* block = new Block;
+  block->key = entry.key;
+  block->parent = entry.parent;
+  block->anchor = entry.anchor;
+  block->scope = entry.scope;
+  block->generation = entry.generation;
+  block->raw_bytes = entry.raw_bytes;
+  block->ssd = entry.where;
+  block->name_space = entry.name_space;
+  block->chain_index = entry.chain_index;
+  block->record_bytes = entry.record_bytes;
+  block->quality = entry.quality;
+  Both& both = table_[entry.key];
+  Block*& slot = block->lossy() ? both.lossy : both.exact;
+  TIERCEL_CHECK(slot == nullptr);
+  slot = block;
+  ++size_;
+  return block;
+}
+
+std::unique_ptr<Block> BlockIndex::Remove(Block* block) {
+  const auto found = table_.find(block->key);
+  TIERCEL_CHECK(found != table_.end());
+  Block*& slot = block->lossy() ? found->second.lossy : found->second.exact;
+  TIERCEL_CHECK(slot == block && !linked(block));
+  slot = nullptr;
+  if (found->second.exact == nullptr && found->second.lossy == nullptr) table_.erase(found);
+  --size_;
+  return std::unique_ptr<Block>(block);
+}
+
+void BlockIndex::PushHottest(Block* block) {
+  block->colder = hottest_;
+  block->hotter = nullptr;
+  (hottest_ != nullptr ? hottest_->hotter : coldest_) = block;
+  hottest_ = block;
+}
+
+void BlockIndex::Unlink(Block* block) {
+  (block->colder != nullptr ? block->colder->hotter : coldest_) = block->hotter;
+  (block->hotter != nullptr ? block->hotter->colder : hottest_) = block->colder;
+  block->colder = nullptr;
+  block->hotter = nullptr;
+}
+
+void BlockIndex::Remember(const BlockKey& key, MissReason why) {
+  if (max_ghosts_ == 0) return;
+  if (ghosts_.empty()) ghosts_.resize(max_ghosts_);  // Eight bytes each, once something is forgotten.
+  const uint64_t hash = key.hash64();
+  ghosts_[hash % max_ghosts_] =
+      (LoadLe<uint64_t>(key.bytes.data() + 8) & ~uint64_t{0xff}) | static_cast<uint8_t>(why);
+}
+
+MissReason BlockIndex::WhyAbsent(const BlockKey& key) const {
+  if (ghosts_.empty()) return MissReason::kNeverSeen;
+  const uint64_t ghost = ghosts_[key.hash64() % max_ghosts_];
+  const bool same = ghost != 0 && (ghost & ~uint64_t{0xff}) ==
+                                      (LoadLe<uint64_t>(key.bytes.data() + 8) & ~uint64_t{0xff});
+  return same ? static_cast<MissReason>(ghost & 0xff) : MissReason::kNeverSeen;
+}
+
+uint64_t BlockIndex::memory_bytes() const {
+  constexpr uint64_t kNode = sizeof(std::pair<const BlockKey, Both>) + 2 * sizeof(void*);
+  return size_ * (sizeof(Block) + 16) + table_.size() * kNode + table_.bucket_count() * sizeof(void*) +
+         ghosts_.size() * sizeof(uint64_t);
+}
+
+}  // namespace tiercel

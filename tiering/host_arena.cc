@@ -1,0 +1,197 @@
+#include "tiering/host_arena.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/memfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+
+namespace tiercel {
+namespace {
+
+struct Mapping {
+  int fd = -1;
+  std::byte* base = nullptr;
+};
+
+// A sealed memfd mapped for us alone to write: seals forbid any later writable map.
+Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge) {
+  const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0u);
+  const int fd = memfd_create(fmt::format("tiercel-slab-{}", id).c_str(), flags);
+  if (fd < 0) return Fail(Code::kUnavailable, fmt::format("memfd_create: {}", std::strerror(errno)));
+  void* base = MAP_FAILED;
+  const bool sized = ftruncate(fd, static_cast<off_t>(bytes)) == 0;
+  if (sized) {
+    // Huge pages are reserved at map time; ordinary ones come as they are touched.
+    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (huge ? MAP_POPULATE : 0), fd, 0);
+  }
+  if (base == MAP_FAILED) {
+    const std::string why = std::strerror(errno);
+    close(fd);
+    return Fail(Code::kUnavailable, fmt::format("slab of {}: {}", FormatBytes(bytes), why));
+  }
+  constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
+  if (fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
+    const std::string why = std::strerror(errno);
+    munmap(base, bytes);
+    close(fd);
+    return Fail(Code::kUnavailable, fmt::format("sealing a slab: {}", why));
+  }
+  if (!huge) madvise(base, bytes, MADV_HUGEPAGE);
+  return Mapping{fd, static_cast<std::byte*>(base)};
+}
+
+}  // namespace
+
+HostArena::HostArena(const Options& options)
+    : options_(options), max_slabs_(std::max<uint64_t>(1, options.capacity_bytes / options.slab_bytes)) {
+  slabs_.reserve(max_slabs_);
+}
+
+Result<std::unique_ptr<HostArena>> HostArena::Create(const Options& options) {
+  if (options.slab_bytes == 0 || options.slab_bytes % (2 * kMiB) != 0) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("slab size {} is not a multiple of 2 MiB", options.slab_bytes));
+  }
+  if (options.capacity_bytes < options.slab_bytes) {
+    return Fail(Code::kInvalidArgument, fmt::format("host memory of {} holds no slab of {}",
+                                                    FormatBytes(options.capacity_bytes),
+                                                    FormatBytes(options.slab_bytes)));
+  }
+  auto arena = std::unique_ptr<HostArena>(new HostArena(options));
+  if (options.huge_pages == HugePages::kRequired) {
+    TIERCEL_ASSIGN(const Mapping probe, MapSlab(0, options.slab_bytes, /*huge=*/true));
+    munmap(probe.base, options.slab_bytes);
+    close(probe.fd);
+  }
+  return arena;
+}
+
+HostArena::~HostArena() {
+  for (const Slab& slab : slabs_) {
+    if (listener_) listener_(slab.info, /*added=*/false);
+    munmap(slab.info.base, slab.info.bytes);
+    close(slab.info.memfd);
+  }
+}
+
+void HostArena::SetSlabListener(SlabListener listener) {
+  listener_ = std::move(listener);
+  for (const Slab& slab : slabs_) listener_(slab.info, /*added=*/true);
+}
+
+Status HostArena::MakeSlab(uint32_t name_space) {
+  slabs_.emplace_back();
+  const Status filled = FillSlab(static_cast<uint32_t>(slabs_.size() - 1), name_space);
+  if (!filled) slabs_.pop_back();
+  return filled;
+}
+
+Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
+  const uint32_t id = next_slab_id_++;
+  Result<Mapping> mapping = Fail(Code::kUnavailable, "no huge pages asked for");
+  if (options_.huge_pages != HugePages::kOff) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true);
+  on_huge_pages_ = mapping.has_value();
+  if (!mapping && options_.huge_pages != HugePages::kRequired) {
+    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false);
+  }
+  if (!mapping) return tl::unexpected<Error>(mapping.error());
+  Slab& slab = slabs_[index];
+  slab.index = index;
+  slab.info = {id, mapping->fd, mapping->base, options_.slab_bytes, name_space};
+  AddRun(slab, 0, options_.slab_bytes);
+  if (listener_) listener_(slab.info, /*added=*/true);
+  return OkStatus();
+}
+
+void HostArena::EmptySlab(Slab& slab) {
+  RemoveRun(slab, slab.runs.begin());
+  if (listener_) listener_(slab.info, /*added=*/false);
+  munmap(slab.info.base, slab.info.bytes);
+  close(slab.info.memfd);
+}
+
+bool HostArena::AdoptEmptySlab(uint32_t name_space) {
+  for (Slab& slab : slabs_) {
+    if (slab.used != 0 || slab.info.name_space == name_space) continue;
+    // A client that still has it mapped could read what the next name space writes: new memory.
+    EmptySlab(slab);
+    return FillSlab(slab.index, name_space).has_value();
+  }
+  return false;
+}
+
+void HostArena::AddRun(Slab& slab, uint64_t offset, uint64_t bytes) {
+  slab.runs.emplace(offset, bytes);
+  free_[slab.info.name_space].emplace(bytes, slab.index, offset);
+}
+
+void HostArena::RemoveRun(Slab& slab, std::map<uint64_t, uint64_t>::iterator run) {
+  free_[slab.info.name_space].erase({run->second, slab.index, run->first});
+  slab.runs.erase(run);
+}
+
+Result<Extent> HostArena::Allocate(uint64_t bytes, uint32_t name_space) {
+  if (bytes == 0 || bytes > options_.slab_bytes) {
+    return Fail(Code::kInvalidArgument,
+                fmt::format("a block of {} bytes does not fit a slab of {}", bytes, options_.slab_bytes));
+  }
+  const uint64_t rounded = RoundUp(bytes, kExtentBytes);
+  auto& runs = free_[name_space];
+  auto best = runs.lower_bound({rounded, 0, 0});
+  if (best == runs.end()) {
+    if (slabs_.size() < max_slabs_) {
+      TIERCEL_TRY(MakeSlab(name_space));
+    } else if (!AdoptEmptySlab(name_space)) {
+      return Fail(Code::kResourceExhausted, "host memory is full");
+    }
+    best = runs.lower_bound({rounded, 0, 0});
+    TIERCEL_CHECK(best != runs.end());
+  }
+  const auto [run_bytes, slab_id, offset] = *best;
+  Slab& slab = slabs_[slab_id];
+  RemoveRun(slab, slab.runs.find(offset));
+  if (run_bytes > rounded) AddRun(slab, offset + rounded, run_bytes - rounded);
+  slab.used += rounded;
+  used_bytes_ += rounded;
+  return Extent{slab_id, offset, rounded};
+}
+
+void HostArena::Free(const Extent& extent) {
+  TIERCEL_CHECK(extent.bytes > 0 && extent.slab < slabs_.size());
+  Slab& slab = slabs_[extent.slab];
+  uint64_t offset = extent.offset;
+  uint64_t bytes = extent.bytes;
+  auto next = slab.runs.lower_bound(offset);
+  TIERCEL_CHECK(next == slab.runs.end() || next->first >= offset + bytes);  // Else freed twice.
+  if (next != slab.runs.end() && next->first == offset + bytes) {
+    bytes += next->second;
+    const auto merged = next++;
+    RemoveRun(slab, merged);
+  }
+  if (next != slab.runs.begin()) {
+    const auto before = std::prev(next);
+    TIERCEL_CHECK(before->first + before->second <= offset);
+    if (before->first + before->second == offset) {
+      offset = before->first;
+      bytes += before->second;
+      RemoveRun(slab, before);
+    }
+  }
+  AddRun(slab, offset, bytes);
+  slab.used -= extent.bytes;
+  used_bytes_ -= extent.bytes;
+}
+
+uint64_t HostArena::largest_free_run(uint32_t name_space) const {
+  const auto found = free_.find(name_space);
+  return found == free_.end() || found->second.empty() ? 0 : std::get<0>(*found->second.rbegin());
+}
+
+}  // namespace tiercel

@@ -1,0 +1,115 @@
+// HostArena is the host tier's memory: slabs of shared memory, registered once with every transport,
+// carved by encoded size in units of 4 KiB.
+//
+//   Allocate(bytes, name space) --> Extent --> fill, publish, serve --> Free(extent)
+//
+// Each slab is a memfd of its own, sealed against shrinking, growing and new writable maps, and holds
+// one name space's blocks at a time: a same-host client is passed its own name space's slabs only.
+// Slabs are made when they are first needed; an empty one makes way for another name space with a memfd
+// of its own, since a client may still have the old one mapped.
+//
+// Invariants
+//   Extents never overlap. Free bytes are kept as maximal runs and found best-fit: the smallest run
+//   that is large enough, lowest address first.
+//   used_bytes() + the runs' bytes == slab bytes made so far <= capacity.
+//
+// Ownership: the arena owns the slabs and their memfds; an extent is a number that its holder frees.
+// Threads: the shard's owner alone; the bytes of an extent may be used on any thread.
+// Errors: kResourceExhausted: no run is large enough (evict and try again). kInvalidArgument: a size of
+// zero or over a slab. Create: kInvalidArgument for options, kUnavailable when the kernel gives none.
+#ifndef TIERCEL_TIERING_HOST_ARENA_H_
+#define TIERCEL_TIERING_HOST_ARENA_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/result.h"
+#include "base/units.h"
+
+namespace tiercel {
+
+inline constexpr uint64_t kExtentBytes = 4 * kKiB;
+
+struct Extent {
+  uint32_t slab = 0;  // Place in the arena; not SlabInfo::id.
+  uint64_t offset = 0;
+  uint64_t bytes = 0;  // Rounded up to kExtentBytes; 0: no extent.
+  explicit operator bool() const { return bytes != 0; }
+};
+
+struct SlabInfo {
+  uint32_t id = 0;  // Never reused.
+  int memfd = -1;
+  std::byte* base = nullptr;
+  uint64_t bytes = 0;
+  uint32_t name_space = 0;
+};
+
+class HostArena {
+ public:
+  enum class HugePages : uint8_t { kOff, kAuto, kRequired };
+  struct Options {
+    uint64_t capacity_bytes = 1 * kGiB;  // Rounded down to whole slabs, at least one.
+    uint64_t slab_bytes = 256 * kMiB;    // A multiple of 2 MiB, at least as large as the largest block.
+    HugePages huge_pages = HugePages::kAuto;
+  };
+  // Told of every slab that appears (added) and of one that leaves a name space (not added), before any
+  // of its bytes are used otherwise.
+  using SlabListener = std::function<void(const SlabInfo&, bool added)>;
+
+  static Result<std::unique_ptr<HostArena>> Create(const Options& options);
+  ~HostArena();
+  HostArena(const HostArena&) = delete;
+  HostArena& operator=(const HostArena&) = delete;
+
+  void SetSlabListener(SlabListener listener);  // Called at once for the slabs there are.
+
+  Result<Extent> Allocate(uint64_t bytes, uint32_t name_space);
+  void Free(const Extent& extent);
+  std::byte* data(const Extent& extent) const { return slabs_[extent.slab].info.base + extent.offset; }
+
+  uint64_t capacity_bytes() const { return max_slabs_ * options_.slab_bytes; }
+  uint64_t used_bytes() const { return used_bytes_; }
+  uint64_t made_bytes() const { return slabs_.size() * options_.slab_bytes; }
+  // Of the free bytes, the largest run of this name space: 1 - largest / free says how shattered it is.
+  uint64_t largest_free_run(uint32_t name_space) const;
+  bool on_huge_pages() const { return on_huge_pages_; }
+  const Options& options() const { return options_; }
+
+ private:
+  struct Slab {
+    SlabInfo info;
+    uint32_t index = 0;
+    uint64_t used = 0;
+    std::map<uint64_t, uint64_t> runs;  // offset -> bytes
+  };
+  using FreeKey = std::tuple<uint64_t, uint32_t, uint64_t>;  // bytes, slab, offset
+
+  explicit HostArena(const Options& options);
+  Status MakeSlab(uint32_t name_space);
+  Status FillSlab(uint32_t index, uint32_t name_space);
+  void EmptySlab(Slab& slab);
+  bool AdoptEmptySlab(uint32_t name_space);
+  void AddRun(Slab& slab, uint64_t offset, uint64_t bytes);
+  void RemoveRun(Slab& slab, std::map<uint64_t, uint64_t>::iterator run);
+
+  const Options options_;
+  const uint64_t max_slabs_;
+  bool on_huge_pages_ = false;
+  uint64_t used_bytes_ = 0;
+  uint32_t next_slab_id_ = 0;
+  std::vector<Slab> slabs_;
+  std::map<uint32_t, std::set<FreeKey>> free_;  // By name space.
+  SlabListener listener_;
+};
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_TIERING_HOST_ARENA_H_

@@ -1,0 +1,142 @@
+// SsdStore is one shard's part of a disk: records appended to segments, segments dropped whole.
+//
+//   Append --> open segment --(full, or 5 s old, or Flush)--> sealed --> written --> durable
+//   Read   --> verified bytes in the caller's buffer
+//   (no room) --> the least recently read segment is dropped: on_dropped names what it held
+//
+// Invariants
+//   An Append's done says OK only when the record and its index entry survive kill -9.
+//   A Read gives the bytes of exactly the key that was appended there, verified, or an error.
+//   Bytes on disk stay within the capacity plus one segment.
+//
+// Ownership: the record given to Append, and the buffer given to Read, stay until done has run.
+// Threads: the shard's owner calls everything, and every callback runs inside Poll or Shutdown. Movers
+// (writers, readers) own bytes in flight and decide nothing. event_fd() is readable when Poll has work
+// after an Arm() that said true.
+//
+// Errors, to done or at once
+//   kResourceExhausted  too much waits to be written or read: an answer, not a failure.
+//   kNotFound           the segment is gone: a miss.
+//   kDataLoss           the bytes do not verify.
+//   kUnavailable        the disk is off (full, failing, or never given); why() says so, and the store
+//                       tries again by itself.
+//
+// Implementations: ssd_rocksdb.h, and tests/fakes/memory_ssd_store.h for the simulator.
+#ifndef TIERCEL_TIERING_SSD_STORE_H_
+#define TIERCEL_TIERING_SSD_STORE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/clock.h"
+#include "base/result.h"
+#include "base/unique_function.h"
+#include "base/units.h"
+#include "proto/block_key.h"
+#include "proto/kv_layout.h"
+#include "proto/types.h"
+
+namespace tiercel {
+
+struct SsdLocation {
+  uint32_t segment = 0;  // 0: not on SSD. Numbers grow and are never reused.
+  uint32_t slot = 0;
+  explicit operator bool() const { return segment != 0; }
+  bool operator==(const SsdLocation&) const = default;
+};
+
+// What is kept about a record beside its bytes: all that the index needs after a restart.
+struct SsdEntry {
+  BlockKey key;
+  BlockKey parent;
+  PlacementKey anchor;
+  Scope scope;
+  uint32_t name_space = 0;   // Stable across restarts.
+  uint32_t chain_index = 0;
+  uint32_t record_bytes = 0;
+  uint64_t raw_bytes = 0;
+  uint64_t generation = 0;
+  QualityClass quality = QualityClass::kExact;
+  SsdLocation where;         // Filled in by the store.
+};
+
+class SsdStore {
+ public:
+  struct Options {
+    uint64_t capacity_bytes = 20 * kGiB;
+    uint64_t segment_bytes = 64 * kMiB;
+    Nanos seal_after = 5 * kSecond;
+    uint64_t max_queued_bytes = 512 * kMiB;  // Appended and not yet durable; more is refused.
+    uint32_t max_queued_reads = 256;
+    // Checks a record as read, on a mover's thread; empty: no check beyond the disk's own.
+    std::function<Status(ByteSpan record)> verify_record;
+  };
+
+  struct Stats {
+    uint64_t used_bytes = 0;  // Of live segments.
+    uint64_t segments = 0;
+    uint64_t queued_bytes = 0;
+    uint64_t queued_reads = 0;
+    uint64_t written_bytes = 0;
+    uint64_t read_bytes = 0;
+    uint64_t dropped_segments = 0;
+    uint64_t corrupt_reads = 0;
+    uint64_t failed_writes = 0;
+    uint64_t disk_bytes = 0;  // As the disk counts them: used_bytes' alarm.
+  };
+  struct VerifyReport {
+    uint64_t records = 0;
+    uint64_t bytes = 0;
+    uint64_t bad = 0;
+    std::vector<std::string> findings;  // At most 100.
+  };
+
+  virtual ~SsdStore() = default;
+
+  // Everything that survived, oldest first. Once, before anything else.
+  virtual Result<std::vector<SsdEntry>> Recover() = 0;
+
+  // Called from Poll with the entries of a segment that was given up; their locations are dead.
+  virtual void SetDropListener(std::function<void(const std::vector<SsdEntry>&)> on_dropped) = 0;
+
+  virtual Status Append(const SsdEntry& entry, ByteSpan record,
+                        UniqueFunction<void(Result<SsdLocation>)> done) = 0;
+  virtual Status Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFunction<void(Status)> done) = 0;
+
+  // Seals the open segment; done once all that was appended before is durable or has failed.
+  virtual void Flush(UniqueFunction<void(Status)> done) = 0;
+
+  // From now on, and after any crash, entries of this name space (and scope, unless all zero) with a
+  // generation up to this one do not exist. Returns once that is on disk: an operator's call, not a
+  // hot one.
+  virtual Status Clear(uint32_t name_space, const Scope& scope, uint64_t generation) = 0;
+
+  // Reads and checks every record, on a mover.
+  virtual void Verify(UniqueFunction<void(Result<VerifyReport>)> done) = 0;
+
+  virtual size_t Poll() = 0;
+  virtual int event_fd() const = 0;
+  virtual bool Arm() = 0;
+  // When Poll wants to be called next even without an event; INT64_MAX: never.
+  virtual Nanos next_wakeup() const = 0;
+
+  virtual bool available() const = 0;
+  virtual std::string why() const = 0;  // Why it is not available; empty when it is.
+  virtual Stats stats() const = 0;
+
+  // Test builds and fault injection: flips one bit of a stored record where the store can.
+  virtual Status CorruptForTest(const SsdEntry& /*entry*/, uint64_t /*bit*/) {
+    return Fail(Code::kUnimplemented, "this store cannot flip bits");
+  }
+
+  // Writes what can be written within the time, then stops the movers; callbacks run.
+  virtual void Shutdown(Nanos timeout) = 0;
+};
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_TIERING_SSD_STORE_H_

@@ -1,0 +1,233 @@
+// TierStack is a shard's blocks: which are here, in which tier, who holds them, and which are forgotten
+// next. The only class that knows two tiers.
+//
+//   Reserve --> fill --> (caller verifies) --> Publish --> in RAM --> written behind to SSD
+//   Lookup: what is here, nothing changes      Fetch: a Pin, from RAM now or from SSD at a later Poll
+//   Touch: this chain was used, deepest first  (no room) --> the coldest unpinned block makes it
+//
+// A key holds at most one exact and one lossy record. A better class is always admitted, an equal or
+// worse one of the same kind is told kAlreadyExists.
+//
+// Invariants
+//   A block is visible only between Publish and its eviction; its bytes never change while it is.
+//   While a Pin lives its bytes neither move nor are reused. Pins never outlive the stack.
+//   Eviction has a victim as long as anything in RAM is neither pinned nor reserved nor being written;
+//   a block with a resident child in its run is passed over, which leaves its deepest descendant.
+//   A block of another name space is as absent as one that was never stored.
+//   Stats().misses is the sum over its reasons.
+//
+// Ownership: the stack owns arena, index and store. Reservations and Pins borrow it, are move-only, and
+// are given back on the owner's thread.
+// Threads: the shard's owner alone; callbacks run inside Poll, Fetch or Shutdown.
+// Errors: named at each call.
+#ifndef TIERCEL_TIERING_TIER_STACK_H_
+#define TIERCEL_TIERING_TIER_STACK_H_
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/result.h"
+#include "base/unique_function.h"
+#include "proto/block_key.h"
+#include "proto/frame.h"
+#include "proto/types.h"
+#include "tiering/block_index.h"
+#include "tiering/host_arena.h"
+#include "tiering/ssd_store.h"
+
+namespace tiercel {
+
+class TierStack;
+
+// Keeps one record in RAM, where it is, while it lives.
+class Pin {
+ public:
+  Pin() = default;
+  Pin(Pin&& other) noexcept : stack_(other.stack_), block_(other.block_) { other.block_ = nullptr; }
+  Pin& operator=(Pin&& other) noexcept;
+  ~Pin() { Release(); }
+
+  explicit operator bool() const { return block_ != nullptr; }
+  ByteSpan record() const;
+  QualityClass quality() const { return block_->quality; }
+  uint64_t generation() const { return block_->generation; }
+  void Release();
+
+ private:
+  friend class TierStack;
+  Pin(TierStack* stack, Block* block) : stack_(stack), block_(block) {}
+  TierStack* stack_ = nullptr;
+  Block* block_ = nullptr;
+};
+
+// Room in RAM for one record that is not a block yet; dropping it gives the room back.
+class Reservation {
+ public:
+  Reservation() = default;
+  Reservation(Reservation&& other) noexcept;
+  Reservation& operator=(Reservation&& other) noexcept;
+  ~Reservation() { Release(); }
+
+  explicit operator bool() const { return stack_ != nullptr; }
+  MutableByteSpan record() const;
+
+ private:
+  friend class TierStack;
+  void Release();
+  TierStack* stack_ = nullptr;
+  Extent extent_;
+  SsdEntry entry_;
+};
+
+class TierStack {
+ public:
+  struct Options {
+    HostArena::Options host;
+    uint64_t max_ghosts = 1 << 20;       // Forgotten keys remembered, to tell evicted from never seen.
+    uint64_t max_waiting_fetches = 4096; // SSD fetches under way.
+    bool fault_injection = false;        // Allows CorruptForTest.
+    uint64_t seed = 1;
+  };
+
+  struct PutInfo {
+    BlockKey key;
+    BlockKey parent;
+    PlacementKey anchor;
+    Scope scope;
+    uint32_t name_space = 0;
+    uint32_t chain_index = 0;
+    QualityClass quality = QualityClass::kExact;
+  };
+
+  struct Fetched {
+    Pin pin;  // Empty: a miss, for the reason.
+    MissReason reason = MissReason::kNone;
+    Tier tier = Tier::kNone;  // Where it was found.
+  };
+  struct FetchOptions {
+    QualityClass min_class = QualityClass::kExact;
+    Prefer prefer = Prefer::kGood;
+    bool promote = true;  // Keep the RAM copy after the pins are gone.
+  };
+  using FetchDone = UniqueFunction<void(Fetched)>;
+  // OK once the record is on SSD; an error when it will not be.
+  using DurableDone = UniqueFunction<void(Status)>;
+
+  // ssd may be null: no SSD tier. Recovers what is on it.
+  static Result<std::unique_ptr<TierStack>> Create(const Options& options, const Clock& clock,
+                                                   std::unique_ptr<SsdStore> ssd);
+  ~TierStack();
+  TierStack(const TierStack&) = delete;
+  TierStack& operator=(const TierStack&) = delete;
+
+  MatchEntry Lookup(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer) const;
+
+  // Consecutive keys of one chain were used: the deepest becomes the oldest of them.
+  void Touch(uint32_t name_space, const std::vector<BlockKey>& keys);
+
+  // A RAM hit or a miss runs done before Fetch returns; an SSD hit from a later Poll. Two fetches of one
+  // block share one read. Counts the hit or miss.
+  void Fetch(uint32_t name_space, const BlockKey& key, const FetchOptions& options, FetchDone done);
+
+  // Errors: kAlreadyExists: an equal or better record is here (which is success for a writer);
+  // kResourceExhausted: everything in RAM is pinned; kInvalidArgument: too large, or zero bytes;
+  // kPermissionDenied: the key belongs to another name space.
+  Result<Reservation> Reserve(const PutInfo& info, uint64_t record_bytes);
+  // The record is whole and verified: from now on it is a block. durable may be null.
+  // Errors: kAlreadyExists: another publisher was first.
+  Status Publish(Reservation reservation, uint64_t raw_bytes, DurableDone durable);
+
+  // Forgets a block that was found wrong outside.
+  void MarkCorrupt(const BlockKey& key);
+  // Forgets a name space, or one scope of it (all zero: every scope); survives a crash. Returns how many.
+  Result<uint64_t> Clear(uint32_t name_space, const Scope& scope);
+
+  size_t Poll();
+  Nanos next_wakeup() const;
+  SsdStore* ssd() { return ssd_.get(); }
+  HostArena& arena() { return *arena_; }
+
+  // Seals and waits for the disk; done runs from Poll.
+  void Flush(DurableDone done);
+  void Shutdown(Nanos timeout);
+
+  struct Stats {
+    uint64_t blocks = 0;  // Records, of either kind.
+    uint64_t host_blocks = 0;
+    uint64_t host_bytes = 0;  // Allocated, whole extents.
+    uint64_t host_capacity = 0;
+    uint64_t record_bytes = 0;  // Of all blocks, either tier.
+    uint64_t raw_bytes = 0;
+    uint64_t pinned = 0;
+    uint64_t hits_host = 0;
+    uint64_t hits_ssd = 0;
+    uint64_t misses = 0;
+    std::array<uint64_t, kMissReasons> reasons{};
+    uint64_t puts = 0;
+    uint64_t put_duplicates = 0;
+    uint64_t put_refused = 0;
+    uint64_t evicted_host = 0;       // Left RAM; may be on SSD still.
+    uint64_t evicted = 0;            // Forgotten altogether to make room.
+    uint64_t evicted_for_hole_bytes = 0;  // Free bytes that a refused allocation could not use.
+    uint64_t durable = 0;
+    uint64_t write_behind_skipped = 0;
+    uint64_t corrupt = 0;
+    uint64_t index_bytes = 0;
+    SsdStore::Stats ssd;
+  };
+  Stats stats() const;
+
+  struct Described {
+    Tier tier = Tier::kNone;
+    SsdEntry entry;
+    uint32_t pins = 0;
+    uint64_t hits = 0;
+  };
+  std::vector<Described> Describe(uint32_t name_space, const BlockKey& key) const;
+
+  // With Options::fault_injection only: flips one bit of a stored record, in RAM or on SSD.
+  Status CorruptForTest(const BlockKey& key, uint64_t bit, Tier where);
+
+ private:
+  friend class Pin;
+  friend class Reservation;
+  struct Waiting;  // Fetches of one block that is being read.
+
+  TierStack(const Options& options, const Clock& clock, std::unique_ptr<HostArena> arena,
+            std::unique_ptr<SsdStore> ssd);
+  void Adopt(const std::vector<SsdEntry>& entries);
+  Block* Select(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer,
+                MissReason* reason) const;
+  Result<Extent> AllocateEvicting(uint64_t bytes, uint32_t name_space);
+  bool EvictOne(uint32_t prefer_name_space);
+  void DropHostCopy(Block* block);
+  void Forget(Block* block, MissReason why);
+  void WriteBehind(Block* block, DurableDone durable);
+  void StartRead(Block* block);
+  void FinishRead(Block* block, Status status);
+  void Unpin(Block* block);
+  void Answer(Block* block, FetchDone& done, Tier tier);
+  void CountMiss(MissReason reason);
+
+  const Options options_;
+  const Clock& clock_;
+  std::unique_ptr<HostArena> arena_;
+  std::unique_ptr<SsdStore> ssd_;
+  BlockIndex index_;
+  std::unordered_map<Block*, std::unique_ptr<Waiting>> reading_;
+  uint64_t next_generation_ = 1;
+  uint64_t reserved_ = 0;
+  uint64_t pins_ = 0;
+  Stats stats_;
+};
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_TIERING_TIER_STACK_H_
