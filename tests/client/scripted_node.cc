@@ -11,7 +11,7 @@ class ScriptedControl final : public NodeControl {
  public:
   explicit ScriptedControl(ScriptedNode& node) : node_(node) {}
 
-  void Open(const SessionAsk&, Nanos, UniqueFunction<void(Result<SessionOffer>)> done) override {
+  void Open(const SessionAsk& ask, Nanos, UniqueFunction<void(Result<SessionOffer>)> done) override {
     ++node_.opens;
     if (node_.hang_open) return;
     if (node_.refuse_open) {
@@ -21,10 +21,10 @@ class ScriptedControl final : public NodeControl {
     SessionOffer offer;
     offer.session_id = ++node_.next_session_;
     offer.node_id = node_.id_;
-    if (!node_.transport_->Admit(offer.session_id, "", 0)) return;
+    if (!node_.transport_->Admit(offer.session_id, ask.ucx_address, 0)) return;
     ShardOffer shard;
     shard.token = std::string(16, 't');
-    shard.transport = TransportKind::kLoopback;
+    shard.transport = node_.transport_->kind();
     shard.reason = "scripted";
     shard.address = node_.address_;
     offer.shards.push_back(shard);
@@ -44,8 +44,14 @@ class ScriptedControl final : public NodeControl {
 };
 
 ScriptedNode::ScriptedNode(LoopbackNetwork& network, std::string id)
+    : ScriptedNode(std::move(id), [&](FrameSink& sink) {
+        return network.MakeTransport(sink, Clock::Monotonic());
+      }) {}
+
+ScriptedNode::ScriptedNode(std::string id,
+                           const std::function<std::unique_ptr<Transport>(FrameSink&)>& make)
     : id_(std::move(id)), next_session_(std::hash<std::string>()(id_) << 16) {
-  transport_ = network.MakeTransport(*this, Clock::Monotonic());
+  transport_ = make(*this);
   address_ = transport_->LocalAddress();
   thread_ = std::thread([this] { Loop(); });
 }
@@ -82,18 +88,21 @@ void ScriptedNode::AnswerMuted() {
 }
 
 void ScriptedNode::Loop() {
+  int quiet = 0;
   while (!stop_) {
     if (hang_up_.exchange(false)) {
       for (auto& endpoint : endpoints_) endpoint->Close(CloseMode::kForce);
       endpoints_.clear();
       kept_.clear();
+      waiting_.clear();
     }
     if (answer_muted_) {
       for (auto& answer : kept_) answer();
       kept_.clear();
       answer_muted_ = false;
     }
-    if (frozen || transport_->Poll() == 0) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    quiet = !frozen && transport_->Poll() + Retry() > 0 ? 0 : quiet + 1;
+    if (frozen || quiet > 500) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 }
 
@@ -102,6 +111,7 @@ void ScriptedNode::OnAccept(std::unique_ptr<Endpoint> endpoint) {
 }
 
 void ScriptedNode::OnClosed(Endpoint& endpoint, const Error&) {
+  std::erase_if(waiting_, [&](const Waiting& waiting) { return waiting.to == &endpoint; });
   std::erase_if(endpoints_, [&](const auto& held) { return held.get() == &endpoint; });
 }
 
@@ -137,8 +147,29 @@ void ScriptedNode::Serve(Endpoint& to, const FrameHeader& header, const ChainMet
       part->resize(*bytes);
       record = part;
     }
-    (void)to.Send(answer, {}, *record, [record](const Status&) {});
+    Reply(to, answer, std::move(record));
   }
+}
+
+void ScriptedNode::Reply(Endpoint& to, const FrameHeader& header,
+                         std::shared_ptr<std::vector<std::byte>> record) {
+  const Status sent =
+      waiting_.empty() ? to.Send(header, {}, *record, [record](const Status&) {})
+                       : Status(Fail(Code::kResourceExhausted, "others wait"));
+  if (!sent && sent.error().code == Code::kResourceExhausted) {
+    waiting_.push_back({&to, header, std::move(record)});
+  }
+}
+
+size_t ScriptedNode::Retry() {
+  size_t sent = 0;
+  for (; !waiting_.empty(); ++sent) {
+    Waiting& next = waiting_.front();
+    const Status took = next.to->Send(next.header, {}, *next.record, [record = next.record](const Status&) {});
+    if (!took && took.error().code == Code::kResourceExhausted) break;
+    waiting_.pop_front();
+  }
+  return sent;
 }
 
 void ScriptedNode::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan bytes,
@@ -188,19 +219,21 @@ void ScriptedNode::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan b
         return;
       }
       auto record = std::make_shared<std::vector<std::byte>>(payload.size());
-      payload.Receive(*record, [&](const Status&) {});
-      const auto view = ParseRecord(*record);
-      if (!view || !VerifyRecord(*view)) {
-        answer.status = Code::kDataLoss;
-      } else {
-        MutexLock lock(mutex_);
-        records_[meta.keys[0]] = record;
-      }
-      (void)from.Send(answer, {}, {}, nullptr);
-      if (header.has(kFlagWantDurable) && !never_durable) {
+      const bool durable = header.has(kFlagWantDurable) && !never_durable;
+      payload.Receive(*record, [this, record, to = &from, answer, durable,
+                                key = meta.keys[0]](const Status& got) mutable {
+        const auto view = ParseRecord(*record);
+        if (!got || !view || !VerifyRecord(*view)) {
+          answer.status = Code::kDataLoss;
+        } else {
+          MutexLock lock(mutex_);
+          records_[key] = record;
+        }
+        (void)to->Send(answer, {}, {}, nullptr);
+        if (!durable) return;
         answer.op = Op::kDurable;
-        (void)from.Send(answer, {}, {}, nullptr);
-      }
+        (void)to->Send(answer, {}, {}, nullptr);
+      });
       return;
     }
     case Op::kCancel:

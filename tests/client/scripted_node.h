@@ -1,9 +1,10 @@
 // ScriptedNode is a node that does as it is told: it keeps records in a map and serves them over real
-// frames and the loopback transport on a thread of its own, and can be told to stop, to lie, to be slow.
+// frames and a real transport on a thread of its own, and can be told to stop, to lie, to be slow.
 #ifndef TIERCEL_TESTS_CLIENT_SCRIPTED_NODE_H_
 #define TIERCEL_TESTS_CLIENT_SCRIPTED_NODE_H_
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -22,6 +23,8 @@ namespace tiercel {
 class ScriptedNode final : public FrameSink {
  public:
   ScriptedNode(LoopbackNetwork& network, std::string id);
+  // Over another transport: make gives the server's side of it.
+  ScriptedNode(std::string id, const std::function<std::unique_ptr<Transport>(FrameSink&)>& make);
   ~ScriptedNode() override;
 
   // A control plane of this node; alive as long as the node.
@@ -54,6 +57,8 @@ class ScriptedNode final : public FrameSink {
  private:
   friend class ScriptedControl;
   void Loop();
+  void Reply(Endpoint& to, const FrameHeader& header, std::shared_ptr<std::vector<std::byte>> record);
+  size_t Retry();
   void Serve(Endpoint& to, const FrameHeader& header, const ChainMeta& meta);
 
   const std::string id_;
@@ -64,6 +69,12 @@ class ScriptedNode final : public FrameSink {
   std::unordered_map<BlockKey, std::shared_ptr<std::vector<std::byte>>> records_
       TIERCEL_GUARDED_BY(mutex_);
   std::vector<std::function<void()>> kept_;
+  struct Waiting {
+    Endpoint* to;
+    FrameHeader header;
+    std::shared_ptr<std::vector<std::byte>> record;
+  };
+  std::deque<Waiting> waiting_;  // Answers that found the send queue full.
   std::atomic<bool> stop_{false};
   std::atomic<bool> hang_up_{false};
   std::atomic<bool> answer_muted_{false};
