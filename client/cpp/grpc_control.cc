@@ -93,6 +93,7 @@ struct Shared {
   Mutex mutex;
   CondVar idle;
   uint32_t running TIERCEL_GUARDED_BY(mutex) = 0;
+  uint32_t closing TIERCEL_GUARDED_BY(mutex) = 0;  // CloseSession calls among them.
   bool shut TIERCEL_GUARDED_BY(mutex) = false;
   std::map<uint64_t, grpc::ClientContext*> contexts TIERCEL_GUARDED_BY(mutex);
   uint64_t next TIERCEL_GUARDED_BY(mutex) = 1;
@@ -316,8 +317,18 @@ class GrpcControl final : public NodeControl {
     call->context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
     const uint64_t id = shared_->Begin(&call->context);
     if (id == 0) return;
+    {
+      MutexLock lock(shared_->mutex);
+      ++shared_->closing;
+    }
     stub_->async()->CloseSession(&call->context, &call->request, &call->reply,
-                                 [call, id, shared = shared_](const grpc::Status&) { shared->End(id); });
+                                 [call, id, shared = shared_](const grpc::Status&) {
+                                   {
+                                     MutexLock lock(shared->mutex);
+                                     --shared->closing;
+                                   }
+                                   shared->End(id);
+                                 });
   }
 
   void WatchView(std::function<void(std::string)> on_view) override {
@@ -355,6 +366,10 @@ class GrpcControl final : public NodeControl {
     }
     MutexLock lock(shared_->mutex);
     shared_->shut = true;
+    // A goodbye gets a moment to be heard: it spares the node three seconds of waiting for us.
+    for (int i = 0; i < 3 && shared_->closing > 0; ++i) {
+      shared_->idle.WaitFor(shared_->mutex, std::chrono::milliseconds(100));
+    }
     for (auto& [id, context] : shared_->contexts) context->TryCancel();
     // Bounded: callbacks own what they touch, so one that is late harms nothing.
     for (int i = 0; i < 10 && shared_->running > 0; ++i) {

@@ -30,6 +30,7 @@ class ScriptedNode final : public FrameSink {
   // A control plane of this node; alive as long as the node.
   std::shared_ptr<NodeControl> MakeControl();
   const std::string& id() const { return id_; }
+  Transport& transport() { return *transport_; }  // For Admit and Revoke.
 
   // What it does.
   std::atomic<bool> frozen{false};        // Answers nothing, reads nothing.
