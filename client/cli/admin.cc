@@ -24,8 +24,8 @@ Result<v1::StatResponse> FetchStat(Stubs& stubs, const Common& common) {
 
 struct Totals {
   uint64_t blocks = 0, host = 0, host_capacity = 0, ssd = 0, ssd_capacity = 0, hits = 0, misses = 0,
-           puts = 0, put_bytes = 0, get_bytes = 0, evicted = 0, corrupt = 0, pinned = 0, in_flight = 0,
-           raw = 0, durable = 0;
+           puts = 0, put_bytes = 0, get_bytes = 0, evicted = 0, corrupt = 0, pinned = 0,
+           in_flight = 0, raw = 0, durable = 0;
   std::map<std::string, uint64_t> reasons;
 };
 
@@ -58,15 +58,15 @@ double Share(uint64_t part, uint64_t whole) {
 }
 
 void Print(const v1::StatResponse& stat, const Totals& totals) {
-  fmt::print("node       {} (version {}, up {:.0f} s{})\n", stat.node_id(), stat.version(), stat.uptime_s(),
-             stat.draining() ? ", draining" : "");
+  fmt::print("node       {} (version {}, up {:.0f} s{})\n", stat.node_id(), stat.version(),
+             stat.uptime_s(), stat.draining() ? ", draining" : "");
   fmt::print("memory     {} resident, {} of it outside the arenas\n", FormatBytes(stat.rss_bytes()),
              FormatBytes(stat.rss_outside_arena_bytes()));
-  fmt::print("host tier  {} of {} ({:.1f} %)\n", FormatBytes(totals.host), FormatBytes(totals.host_capacity),
-             Share(totals.host, totals.host_capacity));
+  fmt::print("host tier  {} of {} ({:.1f} %)\n", FormatBytes(totals.host),
+             FormatBytes(totals.host_capacity), Share(totals.host, totals.host_capacity));
   fmt::print("ssd tier   {} of {} ({:.1f} %), {} durable blocks{}\n", FormatBytes(totals.ssd),
-             FormatBytes(totals.ssd_capacity), Share(totals.ssd, totals.ssd_capacity), totals.durable,
-             stat.ssd_state().empty() ? "" : ", " + stat.ssd_state());
+             FormatBytes(totals.ssd_capacity), Share(totals.ssd, totals.ssd_capacity),
+             totals.durable, stat.ssd_state().empty() ? "" : ", " + stat.ssd_state());
   fmt::print("blocks     {}, {} raw; {} pinned, {} evicted so far, {} corrupt\n", totals.blocks,
              FormatBytes(totals.raw), totals.pinned, totals.evicted, totals.corrupt);
   fmt::print("sessions   {}, {} requests in flight\n", stat.sessions(), totals.in_flight);
@@ -112,14 +112,15 @@ Result<int> Top(const Common& common, bool once, double interval) {
         return a < b ? 0.0 : static_cast<double>(a - b) / interval;
       };
       fmt::print("\nnow        {:.0f} hits/s, {:.0f} misses/s, {:.0f} puts/s; out {}/s, in {}/s\n",
-                 rate(now.hits, before.hits), rate(now.misses, before.misses), rate(now.puts, before.puts),
+                 rate(now.hits, before.hits), rate(now.misses, before.misses),
+                 rate(now.puts, before.puts),
                  FormatBytes(static_cast<uint64_t>(rate(now.get_bytes, before.get_bytes))),
                  FormatBytes(static_cast<uint64_t>(rate(now.put_bytes, before.put_bytes))));
-      fmt::print("\n{:>5} {:>10} {:>12} {:>12} {:>10} {:>10} {:>9}\n", "shard", "blocks", "host", "ssd",
-                 "hits", "misses", "in flight");
+      fmt::print("\n{:>5} {:>10} {:>12} {:>12} {:>10} {:>10} {:>9}\n", "shard", "blocks", "host",
+                 "ssd", "hits", "misses", "in flight");
       for (const v1::ShardStat& shard : stat.shards()) {
-        fmt::print("{:>5} {:>10} {:>12} {:>12} {:>10} {:>10} {:>9}\n", shard.shard(), shard.blocks(),
-                   FormatBytes(shard.host_bytes()), FormatBytes(shard.ssd_bytes()),
+        fmt::print("{:>5} {:>10} {:>12} {:>12} {:>10} {:>10} {:>9}\n", shard.shard(),
+                   shard.blocks(), FormatBytes(shard.host_bytes()), FormatBytes(shard.ssd_bytes()),
                    shard.hits_host() + shard.hits_ssd(), shard.misses(), shard.in_flight());
       }
     }
@@ -151,7 +152,8 @@ Result<int> Clear(const Common& common, const std::string& scope, bool yes) {
   request.set_name_space(common.name_space);
   if (!scope.empty()) {
     std::array<std::byte, 16> bytes;
-    if (!FromHex(scope, bytes)) return Fail(Code::kInvalidArgument, "--scope must be 32 hex digits");
+    if (!FromHex(scope, bytes))
+      return Fail(Code::kInvalidArgument, "--scope must be 32 hex digits");
     request.set_scope(bytes.data(), bytes.size());
   }
   TIERCEL_ASSIGN(Stubs stubs, Dial(common));
@@ -236,7 +238,8 @@ void AddAdminCommands(CLI::App& app, Common& common, Commands& commands) {
   auto top_arguments = std::make_shared<Arguments>();
   CLI::App* top = app.add_subcommand("top", "stat, again and again");
   top->add_flag("--once", top_arguments->flag, "print once and end");
-  top->add_option("-i,--interval", top_arguments->number, "seconds")->check(CLI::Range(0.1, 3600.0));
+  top->add_option("-i,--interval", top_arguments->number, "seconds")
+      ->check(CLI::Range(0.1, 3600.0));
   commands.emplace_back(top, [&common, top_arguments] {
     return Top(common, top_arguments->flag, top_arguments->number);
   });
@@ -246,7 +249,8 @@ void AddAdminCommands(CLI::App& app, Common& common, Commands& commands) {
 
   auto clear_arguments = std::make_shared<Arguments>();
   CLI::App* clear = app.add_subcommand("clear", "forget a name space, or one scope of it");
-  clear->add_option("--scope", clear_arguments->text, "32 hex digits; default: all of the name space");
+  clear->add_option("--scope", clear_arguments->text,
+                    "32 hex digits; default: all of the name space");
   clear->add_flag("--yes", clear_arguments->flag, "really");
   commands.emplace_back(clear, [&common, clear_arguments] {
     return Clear(common, clear_arguments->text, clear_arguments->flag);

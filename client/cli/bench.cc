@@ -90,8 +90,8 @@ Result<int> Bench(const Common& common, const Plan& plan) {
     for (const Client::NodeStatus& node : client->Nodes()) {
       for (const std::string& way : node.transports) fmt::print("{}: {}\n", node.node_id, way);
     }
-    fmt::print("\n{:<6} {:>9} {:>6} {:>8} {:>9} {:>10} {:>10}\n", "op", "size", "batch", "calls", "GB/s",
-               "p50 us", "p99 us");
+    fmt::print("\n{:<6} {:>9} {:>6} {:>8} {:>9} {:>10} {:>10}\n", "op", "size", "batch", "calls",
+               "GB/s", "p50 us", "p99 us");
   }
   nlohmann::json rows = nlohmann::json::array();
   const auto show = [&](const Row& row) {
@@ -105,8 +105,8 @@ Result<int> Bench(const Common& common, const Plan& plan) {
                       {"p99_us", row.p99_us}});
       return;
     }
-    fmt::print("{:<6} {:>9} {:>6} {:>8} {:>9.3f} {:>10.1f} {:>10.1f}\n", row.op, FormatBytes(row.size),
-               row.batch, row.calls, row.gb_s, row.p50_us, row.p99_us);
+    fmt::print("{:<6} {:>9} {:>6} {:>8} {:>9.3f} {:>10.1f} {:>10.1f}\n", row.op,
+               FormatBytes(row.size), row.batch, row.calls, row.gb_s, row.p50_us, row.p99_us);
     std::fflush(stdout);
   };
   uint64_t seed = static_cast<uint64_t>(Clock::Monotonic().Now());
@@ -130,7 +130,8 @@ Result<int> Bench(const Common& common, const Plan& plan) {
         TIERCEL_TRY(done.status);
         for (const BlockResult& result : done.blocks) {
           if (result.status != Code::kOk && result.status != Code::kResourceExhausted) {
-            return Fail(result.status, fmt::format("put of {} failed ({})", FormatBytes(size), Name(result.reason)));
+            return Fail(result.status, fmt::format("put of {} failed ({})", FormatBytes(size),
+                                                   Name(result.reason)));
           }
         }
         return OkStatus();
@@ -139,7 +140,8 @@ Result<int> Bench(const Common& common, const Plan& plan) {
       show(put_row);
       // Get what was put last: it is surely still here.
       const size_t first = chains.size() > sets ? chains.size() - sets : 0;
-      std::vector<std::vector<std::byte>> out(batch, std::vector<std::byte>(size + (plan.records ? 64 * kKiB : 0)));
+      std::vector<std::vector<std::byte>> out(
+          batch, std::vector<std::byte>(size + (plan.records ? 64 * kKiB : 0)));
       std::vector<GetSlot> slots(batch);
       for (uint32_t i = 0; i < batch; ++i) {
         slots[i].kind = plan.records ? GetSlot::Kind::kRecord : GetSlot::Kind::kBlock;
@@ -174,10 +176,13 @@ Result<int> Bench(const Common& common, const Plan& plan) {
 
 void AddBenchCommand(CLI::App& app, Common& common, Commands& commands) {
   auto plan = std::make_shared<Plan>();
-  CLI::App* bench = app.add_subcommand("bench", "time put, get and match through the whole service");
+  CLI::App* bench =
+      app.add_subcommand("bench", "time put, get and match through the whole service");
   bench->add_option("--sizes", plan->sizes, "block sizes")->capture_default_str();
-  bench->add_option("--batch", plan->batches, "blocks a call, all outstanding at once")->capture_default_str();
-  bench->add_option("--seconds", plan->seconds, "of each measurement")->check(CLI::Range(0.01, 600.0));
+  bench->add_option("--batch", plan->batches, "blocks a call, all outstanding at once")
+      ->capture_default_str();
+  bench->add_option("--seconds", plan->seconds, "of each measurement")
+      ->check(CLI::Range(0.01, 600.0));
   bench->add_option("--working-set", plan->working_set_mib, "MiB of blocks that gets walk over");
   bench->add_flag("--records", plan->records, "fetch records as they are instead of decoding");
   commands.emplace_back(bench, [&common, plan] { return Bench(common, *plan); });

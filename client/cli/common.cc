@@ -37,7 +37,8 @@ Result<Client::Options> ClientOptions(const Common& common) {
   } else if (common.transport == "ucx") {
     options.transports = {TransportKind::kUcx};
     if (options.ucx_devices.empty()) {
-      return Fail(Code::kInvalidArgument, "--transport ucx needs --ucx-devices, e.g. lo or mlx5_0:1");
+      return Fail(Code::kInvalidArgument,
+                  "--transport ucx needs --ucx-devices, e.g. lo or mlx5_0:1");
     }
   } else if (common.transport == "grpc") {
     options.transports = {TransportKind::kGrpc};

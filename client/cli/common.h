@@ -1,5 +1,6 @@
 // What the commands of `tiercel` share: where the node is, how to reach it, how errors are told.
-// Exit codes: 0 it worked; 1 it did not (a miss, a node away, a bad record); 2 it was asked wrongly.
+// Exit codes: 0 it worked; 1 it did not (a miss, a node away, a bad record); 2 it was asked
+// wrongly.
 #ifndef TIERCEL_CLIENT_CLI_COMMON_H_
 #define TIERCEL_CLIENT_CLI_COMMON_H_
 
@@ -55,8 +56,8 @@ Result<Stubs> Dial(const Common& common);
 Status Check(const grpc::Status& status, const Common& common);
 void SetDeadline(grpc::ClientContext& context, Nanos timeout);
 
-// A chain of one block for a key as people write it: 32 to 64 hex digits are the engine's hash, any other
-// text is hashed.
+// A chain of one block for a key as people write it: 32 to 64 hex digits are the engine's hash, any
+// other text is hashed.
 Result<Chain> KeyChain(const Common& common, const std::string& key);
 Result<std::vector<std::byte>> ReadWholeFile(const std::string& path, uint64_t most);
 

@@ -44,7 +44,8 @@ Result<int> Ping(const Common& common, int count) {
     const Nanos before = Clock::Monotonic().Now();
     const Completion answer = client->Match(chain, options);
     const Nanos after = Clock::Monotonic().Now();
-    const MissReason reason = answer.blocks.empty() ? MissReason::kUnknown : answer.blocks[0].reason;
+    const MissReason reason =
+        answer.blocks.empty() ? MissReason::kUnknown : answer.blocks[0].reason;
     if (!answer.status || reason == MissReason::kBreaker || reason == MissReason::kDeadline) {
       ++lost;
       continue;
@@ -53,8 +54,8 @@ Result<int> Ping(const Common& common, int count) {
   }
   std::sort(took.begin(), took.end());
   if (took.empty()) return Fail(Code::kUnavailable, fmt::format("{} pings, no answer", count));
-  fmt::print("{} pings, {} lost; round trip min {:.1f} us, median {:.1f} us, max {:.1f} us\n", count,
-             lost, took.front(), took[took.size() / 2], took.back());
+  fmt::print("{} pings, {} lost; round trip min {:.1f} us, median {:.1f} us, max {:.1f} us\n",
+             count, lost, took.front(), took[took.size() / 2], took.back());
   return lost == 0 ? 0 : 1;
 }
 
@@ -71,17 +72,21 @@ Result<int> PutFile(const Common& common, const std::string& key, const std::str
   TIERCEL_TRY(done.status);
   const BlockResult& block = done.blocks[0];
   if (block.status != Code::kOk) {
-    return Fail(block.status, fmt::format("not stored{}", block.reason == MissReason::kNone
-                                                              ? std::string()
-                                                              : fmt::format(" ({})", Name(block.reason))));
+    return Fail(block.status,
+                fmt::format("not stored{}", block.reason == MissReason::kNone
+                                                ? std::string()
+                                                : fmt::format(" ({})", Name(block.reason))));
   }
   fmt::print("stored {} as key {}{}\n", FormatBytes(block.bytes), ToHex(chain.key(0).bytes),
-             block.durable ? ", on SSD" : durable ? ", not yet on SSD" : "");
+             block.durable ? ", on SSD"
+             : durable     ? ", not yet on SSD"
+                           : "");
   return durable && !block.durable ? 1 : 0;
 }
 
 // Fetches the record of a key; empty: a miss, told.
-Result<std::vector<std::byte>> Fetch(const Common& common, const std::string& key, BlockResult* told) {
+Result<std::vector<std::byte>> Fetch(const Common& common, const std::string& key,
+                                     BlockResult* told) {
   TIERCEL_ASSIGN(const Chain chain, KeyChain(common, key));
   TIERCEL_ASSIGN(const RequestOptions options, Options(common));
   TIERCEL_ASSIGN(auto client, Connect(common));
@@ -109,7 +114,8 @@ Result<int> GetFile(const Common& common, const std::string& key, const std::str
   std::vector<std::byte> block(bytes);
   TIERCEL_TRY(DecodeRecord(view, view.layout, block));
   if (path.empty() || path == "-") {
-    std::cout.write(reinterpret_cast<const char*>(block.data()), static_cast<std::streamsize>(bytes));
+    std::cout.write(reinterpret_cast<const char*>(block.data()),
+                    static_cast<std::streamsize>(bytes));
     std::cout.flush();
     return 0;
   }
@@ -154,20 +160,22 @@ Result<int> MatchKeys(const Common& common, const std::vector<std::string>& keys
 Result<int> ShowRecord(ByteSpan record) {
   TIERCEL_ASSIGN(const RecordView view, ParseRecord(record));
   const KvLayout& layout = view.layout;
-  fmt::print("record     KVB1, {} ({} head)\n", FormatBytes(view.record_bytes), FormatBytes(view.head_bytes));
+  fmt::print("record     KVB1, {} ({} head)\n", FormatBytes(view.record_bytes),
+             FormatBytes(view.head_bytes));
   fmt::print("scope      {}\n", ToHex(view.scope.bytes));
   fmt::print("class      {}, asked codec {}\n", Name(view.quality), Name(view.codec));
   if (layout.opaque()) {
     fmt::print("layout     opaque\n");
   } else {
-    fmt::print("layout     {} layers ({} to {} here), {} kv heads, dim {}/{}, {} tokens, rank {} of {}\n",
-               layout.layers, view.layer_begin, view.layer_end, layout.kv_heads, layout.head_dim_k,
-               layout.head_dim_v, layout.tokens_per_block, layout.rank, layout.world);
+    fmt::print(
+        "layout     {} layers ({} to {} here), {} kv heads, dim {}/{}, {} tokens, rank {} of {}\n",
+        layout.layers, view.layer_begin, view.layer_end, layout.kv_heads, layout.head_dim_k,
+        layout.head_dim_v, layout.tokens_per_block, layout.rank, layout.world);
     fmt::print("position   {}\n", view.pos0);
   }
   fmt::print("digest     {:016x}\n\n", view.decoded_digest);
-  fmt::print("{:>5} {:<8} {:<6} {:>10} {:>12} {:>12}  {:<8}\n", "layer", "kind", "codec", "offset", "bytes",
-             "raw", "crc32c");
+  fmt::print("{:>5} {:<8} {:<6} {:>10} {:>12} {:>12}  {:<8}\n", "layer", "kind", "codec", "offset",
+             "bytes", "raw", "crc32c");
   for (uint32_t i = 0; i < view.n_segments; ++i) {
     const SegmentInfo segment = view.segment(i);
     fmt::print("{:>5} {:<8} {:<6} {:>10} {:>12} {:>12}  {:08x}\n",
@@ -232,7 +240,8 @@ Result<int> SelfTest(const Common& common) {
     for (size_t i = 0; i < 4; ++i) StoreLe(hash.data() + i * 8, random.Next());
     TIERCEL_TRY(chain.Append(hash));
     for (size_t i = 0; i + 2 <= block.size(); i += 2) {  // bf16 of about unit size, as real KV is.
-      const auto value = static_cast<uint16_t>(0x3e80 + random.Below(0x180) + (random.Below(2) << 15));
+      const auto value =
+          static_cast<uint16_t>(0x3e80 + random.Below(0x180) + (random.Below(2) << 15));
       StoreLe(block.data() + i, value);
     }
   }
@@ -256,7 +265,8 @@ Result<int> SelfTest(const Common& common) {
   const Client::Stats stats = client->stats();
   fmt::print("raw {}, stored {} ({:.3f}x)\n", FormatBytes(stats.raw_bytes_put),
              FormatBytes(stats.record_bytes_put),
-             static_cast<double>(stats.raw_bytes_put) / static_cast<double>(std::max<uint64_t>(stats.record_bytes_put, 1)));
+             static_cast<double>(stats.raw_bytes_put) /
+                 static_cast<double>(std::max<uint64_t>(stats.record_bytes_put, 1)));
   return failed == 0 ? 0 : 1;
 }
 
@@ -286,19 +296,23 @@ void AddDataCommands(CLI::App& app, Common& common, Commands& commands) {
   CLI::App* get = app.add_subcommand("get", "fetch what is stored under a key");
   get->add_option("KEY", get_names->key)->required();
   get->add_option("-o,--output", get_names->file, "where to; default: standard output");
-  commands.emplace_back(get, [&common, get_names] { return GetFile(common, get_names->key, get_names->file); });
+  commands.emplace_back(
+      get, [&common, get_names] { return GetFile(common, get_names->key, get_names->file); });
 
   auto match_names = std::make_shared<Names>();
   CLI::App* match = app.add_subcommand("match", "say which of these keys are here");
   match->add_option("KEY", match_names->keys)->required();
-  commands.emplace_back(match, [&common, match_names] { return MatchKeys(common, match_names->keys); });
+  commands.emplace_back(match,
+                        [&common, match_names] { return MatchKeys(common, match_names->keys); });
 
   auto inspect_names = std::make_shared<Names>();
   CLI::App* inspect = app.add_subcommand("inspect", "show a record: of a file, or of a key");
   inspect->add_option("WHAT", inspect_names->key, "a record file, or a key")->required();
-  commands.emplace_back(inspect, [&common, inspect_names] { return Inspect(common, inspect_names->key); });
+  commands.emplace_back(inspect,
+                        [&common, inspect_names] { return Inspect(common, inspect_names->key); });
 
-  CLI::App* selftest = app.add_subcommand("selftest", "store, match and fetch a made-up prefix, and compare");
+  CLI::App* selftest =
+      app.add_subcommand("selftest", "store, match and fetch a made-up prefix, and compare");
   commands.emplace_back(selftest, [&common] { return SelfTest(common); });
 }
 

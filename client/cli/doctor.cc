@@ -1,4 +1,5 @@
-// doctor: what of this machine and of the node would make a cache slow, unsafe or absent, and what to do.
+// doctor: what of this machine and of the node would make a cache slow, unsafe or absent, and what
+// to do.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/resource.h>
@@ -51,7 +52,10 @@ void Machine(Doctor& doctor) {
              cores >= 2 ? "" : "a server and an engine on one core wait for each other");
   const bool avx2 = __builtin_cpu_supports("avx2") != 0;
   const bool avx512 = __builtin_cpu_supports("avx512bw") != 0;
-  doctor.Say(avx2 ? Verdict::kOk : Verdict::kWarn, "codecs", avx512 ? "AVX-512" : avx2 ? "AVX2" : "scalar",
+  doctor.Say(avx2 ? Verdict::kOk : Verdict::kWarn, "codecs",
+             avx512 ? "AVX-512"
+             : avx2 ? "AVX2"
+                    : "scalar",
              avx2 ? "" : "encoding will cost several times the CPU");
   rlimit limit{};
   getrlimit(RLIMIT_MEMLOCK, &limit);
@@ -88,10 +92,12 @@ void Ucx(Doctor& doctor, const Common& common) {
   NoSink sink;
   const auto made = MakeUcxTransport(options, sink, Clock::Monotonic());
   if (made) {
-    doctor.Say(Verdict::kOk, "ucx module", fmt::format("loads; {} on {}", options.tls, options.devices));
+    doctor.Say(Verdict::kOk, "ucx module",
+               fmt::format("loads; {} on {}", options.tls, options.devices));
   } else {
     doctor.Say(common.transport == "ucx" ? Verdict::kFail : Verdict::kWarn, "ucx module",
-               made.error().message, "install libucx0 (apt) and keep libtiercel_ucx.so beside the program");
+               made.error().message,
+               "install libucx0 (apt) and keep libtiercel_ucx.so beside the program");
   }
 }
 
@@ -120,7 +126,8 @@ bool Node(Doctor& doctor, const Common& common) {
   v1::HealthResponse health;
   const grpc::Status said = stubs->data->Health(&context, v1::HealthRequest(), &health);
   if (!said.ok()) {
-    doctor.Say(Verdict::kFail, "reachable", fmt::format("{}: {}", common.endpoint(), said.error_message()),
+    doctor.Say(Verdict::kFail, "reachable",
+               fmt::format("{}: {}", common.endpoint(), said.error_message()),
                "start it: tiercel-server; or name it: --endpoint HOST:PORT, TIERCEL_ENDPOINT");
     return false;
   }
@@ -162,7 +169,8 @@ void Ways(Doctor& doctor, const Common& common) {
       continue;
     }
     for (const Client::NodeStatus& node : (*client)->Nodes()) {
-      for (const std::string& told : node.transports) doctor.Say(Verdict::kOk, "transport " + way, told);
+      for (const std::string& told : node.transports)
+        doctor.Say(Verdict::kOk, "transport " + way, told);
     }
   }
 }
@@ -186,7 +194,8 @@ Result<int> Examine(const Common& common, const std::string& data) {
 
 void AddDoctorCommand(CLI::App& app, Common& common, Commands& commands) {
   auto data = std::make_shared<std::string>(".");
-  CLI::App* doctor = app.add_subcommand("doctor", "check this machine, the node and the ways between them");
+  CLI::App* doctor =
+      app.add_subcommand("doctor", "check this machine, the node and the ways between them");
   doctor->add_option("--data", *data, "folder to check for direct I/O")->capture_default_str();
   commands.emplace_back(doctor, [&common, data] { return Examine(common, *data); });
 }

@@ -9,7 +9,7 @@
 #include "client/cli/common.h"
 
 int main(int argc, char** argv) {
-  using namespace tiercel;  // NOLINT
+  using namespace tiercel;       // NOLINT
   using namespace tiercel::cli;  // NOLINT
   ConfigureLog(LogLevel::kError, LogFormat::kText);
 
@@ -21,10 +21,13 @@ int main(int argc, char** argv) {
   app.add_option("-e,--endpoint", common.endpoints, "host:port or unix:/path; may be repeated")
       ->envname("TIERCEL_ENDPOINT")
       ->delimiter(',');
-  app.add_option("--view-file", common.view_file, "place blocks by this view instead of the nodes' own");
-  app.add_option("-n,--namespace", common.name_space, "name space of the session")->capture_default_str();
+  app.add_option("--view-file", common.view_file,
+                 "place blocks by this view instead of the nodes' own");
+  app.add_option("-n,--namespace", common.name_space, "name space of the session")
+      ->capture_default_str();
   app.add_option("-t,--transport", common.transport, "only this: memfd, ucx or grpc");
-  app.add_option("--ucx-devices", common.ucx_devices, "offer UCX on these devices, e.g. lo or mlx5_0:1");
+  app.add_option("--ucx-devices", common.ucx_devices,
+                 "offer UCX on these devices, e.g. lo or mlx5_0:1");
   app.add_option("--ucx-tls", common.ucx_tls, "UCX transports")->capture_default_str();
   app.add_option("--timeout", common.timeout, "deadline of a call")->capture_default_str();
   app.add_option("--tls-ca", common.ca, "certificate authority (PEM)");

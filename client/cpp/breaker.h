@@ -1,5 +1,5 @@
-// Breaker decides whether a node is worth asking. A node that keeps failing costs nothing until a probe
-// of ours finds it well again.
+// Breaker decides whether a node is worth asking. A node that keeps failing costs nothing until a
+// probe of ours finds it well again.
 //
 //   closed --5 failures in a row, or over half of at least 20 in 500 ms--> open
 //   open   --every 250 ms, with jitter: ProbeDue--> probe --answered--> closed

@@ -1,10 +1,11 @@
-// Call is one ticket's request while it lives, and Wire one frame of it that awaits answers. Internal to
-// the client.
+// Call is one ticket's request while it lives, and Wire one frame of it that awaits answers.
+// Internal to the client.
 //
-//   submitter fills Call --> driver: Start, wires out, answers in --> Finish --> taker --> (released) free
+//   submitter fills Call --> driver: Start, wires out, answers in --> Finish --> taker -->
+//   (released) free
 //
-// Threads: the submitter until it is handed over, then the driver until it is finished; the completions
-// belong to ClientImpl's mutex.
+// Threads: the submitter until it is handed over, then the driver until it is finished; the
+// completions belong to ClientImpl's mutex.
 #ifndef TIERCEL_CLIENT_CPP_CALL_H_
 #define TIERCEL_CLIENT_CPP_CALL_H_
 
@@ -40,7 +41,7 @@ struct Call {
   uint64_t charged_bytes = 0;     // Against max_bytes_in_flight.
 
   // The driver's.
-  bool live = false;      // Started and not finished.
+  bool live = false;  // Started and not finished.
   size_t live_index = 0;
   bool finished = false;  // Its completion was given; it waits for its buffers.
   uint32_t left = 0;      // Blocks without a result.
@@ -75,18 +76,18 @@ struct Wire {
   Call* op = nullptr;      // Null once the op has finished or never was.
   Call* lender = nullptr;  // Put: whose memory the payload lies in.
   Lane* lane = nullptr;
-  uint32_t first = 0;    // Of the op's blocks.
+  uint32_t first = 0;  // Of the op's blocks.
   uint32_t count = 0;
   uint64_t answered = 0;  // A bit a key.
   uint32_t left = 0;
   uint32_t transfers = 0;  // Receives and sends of payload under way.
   bool previous = false;
   bool answered_at_all = false;
-  Nanos force_at = 0;      // Forsaken: when the endpoint is closed by force.
+  Nanos force_at = 0;          // Forsaken: when the endpoint is closed by force.
   uint64_t charged_bytes = 0;  // Against the session's limit.
-  uint64_t put_bytes = 0;  // Encoded in put_memory; 0: the caller's own record.
+  uint64_t put_bytes = 0;      // Encoded in put_memory; 0: the caller's own record.
   MutableByteSpan put_memory;
-  Transport* put_owner = nullptr;  // Whose staging put_memory is; null: ours.
+  Transport* put_owner = nullptr;        // Whose staging put_memory is; null: ours.
   std::vector<MutableByteSpan> landing;  // Gets: one a key, or none.
 };
 

@@ -1,6 +1,6 @@
-// Chain is a prefix as the cache sees it: the block keys of consecutive blocks from the prompt's first
-// on, and the anchor of each run of 32. Made once a request from the engine's chained hashes, then
-// used for match, get and put alike.
+// Chain is a prefix as the cache sees it: the block keys of consecutive blocks from the prompt's
+// first on, and the anchor of each run of 32. Made once a request from the engine's chained hashes,
+// then used for match, get and put alike.
 //
 // Chains without order (a bench, a byte store) are chains of one block each.
 // Threads: a value; const use from any thread.

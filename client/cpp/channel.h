@@ -17,7 +17,8 @@ struct TlsFiles {
 };
 
 // Errors: kInvalidArgument: a TLS file that cannot be read.
-Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint, const TlsFiles& tls);
+Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint,
+                                                   const TlsFiles& tls);
 
 }  // namespace tiercel
 

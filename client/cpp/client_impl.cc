@@ -111,8 +111,8 @@ Status ClientImpl::Open(Nanos timeout) {
   }
   if (options_.view_file.empty()) {
     for (const std::string& endpoint : options_.endpoints) {
-      ControlOf(endpoint)->WatchView([mail = mailbox_, merge = merge_, endpoint, this](
-                                         const std::string& json) {
+      ControlOf(endpoint)->WatchView([mail = mailbox_, merge = merge_, endpoint,
+                                      this](const std::string& json) {
         Result<std::optional<View>> merged = merge->Take(endpoint, json);
         if (!merged) {
           LogWarn("client.view_refused", {{"from", endpoint}, {"why", merged.error().ToString()}});
@@ -202,16 +202,17 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
   const Scope scope = ask.chains[0].options().scope;
   if (ask.many) {
     if (ask.chains.size() != ask.count) {
-      return Fail(Code::kInvalidArgument, fmt::format("request: {} chains for {} blocks",
-                                                      ask.chains.size(), ask.count));
+      return Fail(Code::kInvalidArgument,
+                  fmt::format("request: {} chains for {} blocks", ask.chains.size(), ask.count));
     }
     for (size_t i = 0; i < ask.chains.size(); ++i) {
       if (ask.chains[i].size() != 1) {
-        return Fail(Code::kInvalidArgument, fmt::format("request: chain {} has {} blocks, not one", i,
-                                                        ask.chains[i].size()));
+        return Fail(Code::kInvalidArgument, fmt::format("request: chain {} has {} blocks, not one",
+                                                        i, ask.chains[i].size()));
       }
       if (ask.chains[i].options().scope != scope) {
-        return Fail(Code::kInvalidArgument, fmt::format("request: chain {} is of another scope", i));
+        return Fail(Code::kInvalidArgument,
+                    fmt::format("request: chain {} is of another scope", i));
       }
     }
   } else if (uint64_t{ask.first} + ask.count > ask.chains[0].size()) {
@@ -233,10 +234,12 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
       if (slot.kind != ask.slots[0].kind) {
         return Fail(Code::kInvalidArgument, fmt::format("slot {}: another kind than slot 0", i));
       }
-      if (slot.layer_end < slot.layer_begin || (!layout.opaque() && slot.layer_end > layout.layers) ||
+      if (slot.layer_end < slot.layer_begin ||
+          (!layout.opaque() && slot.layer_end > layout.layers) ||
           (layout.opaque() && slot.layer_end != 0)) {
-        return Fail(Code::kInvalidArgument, fmt::format("slot {}: layers {} to {} of {}", i,
-                                                        slot.layer_begin, slot.layer_end, layout.layers));
+        return Fail(Code::kInvalidArgument,
+                    fmt::format("slot {}: layers {} to {} of {}", i, slot.layer_begin,
+                                slot.layer_end, layout.layers));
       }
       RecordSpec part = *spec;
       part.layer_begin = slot.layer_begin;
@@ -245,15 +248,15 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
       switch (slot.kind) {
         case GetSlot::Kind::kBlock:
           if (slot.dst.size() < raw || slot.dst.empty()) {
-            return Fail(Code::kInvalidArgument, fmt::format("slot {}: {} bytes for a block of {}", i,
-                                                            slot.dst.size(), raw));
+            return Fail(Code::kInvalidArgument, fmt::format("slot {}: {} bytes for a block of {}",
+                                                            i, slot.dst.size(), raw));
           }
           record = MaxRecordBytes(part, slot.dst.size());
           break;
         case GetSlot::Kind::kRecord:
           if (slot.dst.size() < kRecordHeaderBytes) {
-            return Fail(Code::kInvalidArgument, fmt::format("slot {}: {} bytes cannot hold a record", i,
-                                                            slot.dst.size()));
+            return Fail(Code::kInvalidArgument,
+                        fmt::format("slot {}: {} bytes cannot hold a record", i, slot.dst.size()));
           }
           record = slot.dst.size();
           break;
@@ -273,7 +276,8 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
       const PutSource& source = ask.sources[i];
       switch (source.kind) {
         case PutSource::Kind::kBlock:
-          if (source.src.empty() || (!layout.opaque() && source.src.size() != layout.block_bytes())) {
+          if (source.src.empty() ||
+              (!layout.opaque() && source.src.size() != layout.block_bytes())) {
             return Fail(Code::kInvalidArgument,
                         fmt::format("source {}: {} bytes, the layout's block has {}", i,
                                     source.src.size(), layout.block_bytes()));
@@ -281,8 +285,9 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
           break;
         case PutSource::Kind::kRecord:
           if (source.src.size() < kRecordHeaderBytes || source.src.size() > kMaxPayloadBytes) {
-            return Fail(Code::kInvalidArgument, fmt::format("source {}: {} bytes cannot be a record", i,
-                                                            source.src.size()));
+            return Fail(
+                Code::kInvalidArgument,
+                fmt::format("source {}: {} bytes cannot be a record", i, source.src.size()));
           }
           break;
         case PutSource::Kind::kPages:
@@ -367,7 +372,8 @@ Result<Ticket> ClientImpl::Submit(const Ask& ask) {
 
 // The progress thread stands back only for blocking calls.
 void ClientImpl::Nudge() {
-  if (blocking_.load(std::memory_order_acquire) != 0 || !parked_.load(std::memory_order_acquire)) return;
+  if (blocking_.load(std::memory_order_acquire) != 0 || !parked_.load(std::memory_order_acquire))
+    return;
   MutexLock lock(park_);
   wanted_ = true;
   unpark_.NotifyAll();
@@ -383,34 +389,52 @@ void ClientImpl::CountRefused(const Ask& ask) {
 }
 
 Result<Ticket> ClientImpl::SubmitMatch(const Chain& chain, const RequestOptions& options) {
-  return Submit({Call::Kind::kMatch, {&chain, 1}, false, 0, chain.size(), {}, {}, nullptr, &options});
+  return Submit(
+      {Call::Kind::kMatch, {&chain, 1}, false, 0, chain.size(), {}, {}, nullptr, &options});
 }
-Result<Ticket> ClientImpl::SubmitGet(const Chain& chain, uint32_t first, std::span<const GetSlot> slots,
-                                     const KvLayout& layout, const RequestOptions& options) {
-  return Submit({Call::Kind::kGet, {&chain, 1}, false, first, static_cast<uint32_t>(slots.size()), slots,
-                 {}, &layout, &options});
+Result<Ticket> ClientImpl::SubmitGet(const Chain& chain, uint32_t first,
+                                     std::span<const GetSlot> slots, const KvLayout& layout,
+                                     const RequestOptions& options) {
+  return Submit({Call::Kind::kGet,
+                 {&chain, 1},
+                 false,
+                 first,
+                 static_cast<uint32_t>(slots.size()),
+                 slots,
+                 {},
+                 &layout,
+                 &options});
 }
 Result<Ticket> ClientImpl::SubmitPut(const Chain& chain, uint32_t first,
                                      std::span<const PutSource> sources, const KvLayout& layout,
                                      const RequestOptions& options) {
-  const Ask ask{Call::Kind::kPut, {&chain, 1}, false, first, static_cast<uint32_t>(sources.size()), {},
-                sources, &layout, &options};
+  const Ask ask{
+      Call::Kind::kPut, {&chain, 1}, false,   first, static_cast<uint32_t>(sources.size()), {},
+      sources,          &layout,     &options};
   Result<Ticket> ticket = Submit(ask);
   if (!ticket && ticket.error().code == Code::kResourceExhausted) CountRefused(ask);
   return ticket;
 }
-Result<Ticket> ClientImpl::SubmitGetMany(std::span<const Chain> chains, std::span<const GetSlot> slots,
-                                         const KvLayout& layout, const RequestOptions& options) {
+Result<Ticket> ClientImpl::SubmitGetMany(std::span<const Chain> chains,
+                                         std::span<const GetSlot> slots, const KvLayout& layout,
+                                         const RequestOptions& options) {
   if (chains.empty()) return Fail(Code::kInvalidArgument, "request: no blocks");
-  return Submit({Call::Kind::kGet, chains, true, 0, static_cast<uint32_t>(slots.size()), slots, {},
-                 &layout, &options});
+  return Submit({Call::Kind::kGet,
+                 chains,
+                 true,
+                 0,
+                 static_cast<uint32_t>(slots.size()),
+                 slots,
+                 {},
+                 &layout,
+                 &options});
 }
 Result<Ticket> ClientImpl::SubmitPutMany(std::span<const Chain> chains,
                                          std::span<const PutSource> sources, const KvLayout& layout,
                                          const RequestOptions& options) {
   if (chains.empty()) return Fail(Code::kInvalidArgument, "request: no blocks");
-  const Ask ask{Call::Kind::kPut, chains, true, 0, static_cast<uint32_t>(sources.size()), {}, sources,
-                &layout, &options};
+  const Ask ask{Call::Kind::kPut, chains,  true,    0, static_cast<uint32_t>(sources.size()), {},
+                sources,          &layout, &options};
   Result<Ticket> ticket = Submit(ask);
   if (!ticket && ticket.error().code == Code::kResourceExhausted) CountRefused(ask);
   return ticket;
@@ -424,24 +448,40 @@ Completion ClientImpl::SubmitAndWait(const Ask& ask) {
     completion = Wait(*ticket);
   } else {
     completion = FailedCompletion(ticket.error(), ask.count, ask.kind == Call::Kind::kPut);
-    if (ask.kind == Call::Kind::kPut && ticket.error().code == Code::kResourceExhausted) CountRefused(ask);
+    if (ask.kind == Call::Kind::kPut && ticket.error().code == Code::kResourceExhausted)
+      CountRefused(ask);
   }
   blocking_.fetch_sub(1);
   return completion;
 }
 
 Completion ClientImpl::Match(const Chain& chain, const RequestOptions& options) {
-  return SubmitAndWait({Call::Kind::kMatch, {&chain, 1}, false, 0, chain.size(), {}, {}, nullptr, &options});
+  return SubmitAndWait(
+      {Call::Kind::kMatch, {&chain, 1}, false, 0, chain.size(), {}, {}, nullptr, &options});
 }
 Completion ClientImpl::Get(const Chain& chain, uint32_t first, std::span<const GetSlot> slots,
                            const KvLayout& layout, const RequestOptions& options) {
-  return SubmitAndWait({Call::Kind::kGet, {&chain, 1}, false, first, static_cast<uint32_t>(slots.size()),
-                        slots, {}, &layout, &options});
+  return SubmitAndWait({Call::Kind::kGet,
+                        {&chain, 1},
+                        false,
+                        first,
+                        static_cast<uint32_t>(slots.size()),
+                        slots,
+                        {},
+                        &layout,
+                        &options});
 }
 Completion ClientImpl::Put(const Chain& chain, uint32_t first, std::span<const PutSource> sources,
                            const KvLayout& layout, const RequestOptions& options) {
-  return SubmitAndWait({Call::Kind::kPut, {&chain, 1}, false, first,
-                        static_cast<uint32_t>(sources.size()), {}, sources, &layout, &options});
+  return SubmitAndWait({Call::Kind::kPut,
+                        {&chain, 1},
+                        false,
+                        first,
+                        static_cast<uint32_t>(sources.size()),
+                        {},
+                        sources,
+                        &layout,
+                        &options});
 }
 
 void ClientImpl::Cancel(Ticket ticket) {
@@ -598,7 +638,8 @@ Completion ClientImpl::Wait(Ticket ticket) {
     call = calls_.Find(ticket);
     if (call == nullptr) {
       completion.ticket = ticket;
-      completion.status = Fail(Code::kInvalidArgument, fmt::format("no ticket {} is alive", ticket));
+      completion.status =
+          Fail(Code::kInvalidArgument, fmt::format("no ticket {} is alive", ticket));
       return completion;
     }
     ++call->waiters;
@@ -612,13 +653,15 @@ Completion ClientImpl::Wait(Ticket ticket) {
   MutexLock lock(mutex_);
   if (gone || calls_.Find(ticket) != call) {
     completion.ticket = ticket;
-    completion.status = Fail(Code::kInvalidArgument, fmt::format("ticket {} was taken elsewhere", ticket));
+    completion.status =
+        Fail(Code::kInvalidArgument, fmt::format("ticket {} was taken elsewhere", ticket));
     return completion;
   }
   --call->waiters;
   if (!TakeInto(*call, &completion)) {
     completion.ticket = ticket;
-    completion.status = Fail(Code::kInvalidArgument, fmt::format("ticket {} was taken elsewhere", ticket));
+    completion.status =
+        Fail(Code::kInvalidArgument, fmt::format("ticket {} was taken elsewhere", ticket));
   }
   return completion;
 }
@@ -681,7 +724,8 @@ Status ClientImpl::SetView(View view) {
   TIERCEL_TRY(Validate(view));
   {
     MutexLock lock(mutex_);
-    if (view.epoch < view_.epoch || (view.epoch == view_.epoch && FormatView(view) != FormatView(view_))) {
+    if (view.epoch < view_.epoch ||
+        (view.epoch == view_.epoch && FormatView(view) != FormatView(view_))) {
       return Fail(Code::kFailedPrecondition,
                   fmt::format("view: epoch {} does not follow {}", view.epoch, view_.epoch));
     }

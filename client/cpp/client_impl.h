@@ -1,13 +1,14 @@
 // ClientImpl puts threads around the engine.
 //
-// One thread at a time drives, under driver_: a thread in a blocking call, so that it takes its answer
-// with its own hands; else the progress thread, or whoever calls Poll. The progress thread stands back
-// while blocking calls come, and looks every millisecond whether it is wanted again.
+// One thread at a time drives, under driver_: a thread in a blocking call, so that it takes its
+// answer with its own hands; else the progress thread, or whoever calls Poll. The progress thread
+// stands back while blocking calls come, and looks every millisecond whether it is wanted again.
 //
-//   submitter --mailbox--> driver (Engine::Drive) --Finished--> ready queue, event fd --> Poll / Wait
+//   submitter --mailbox--> driver (Engine::Drive) --Finished--> ready queue, event fd --> Poll /
+//   Wait
 //
-// Threads: driver_ guards the engine, mutex_ tickets and completions; mutex_ may be taken under driver_,
-// never the other way.
+// Threads: driver_ guards the engine, mutex_ tickets and completions; mutex_ may be taken under
+// driver_, never the other way.
 #ifndef TIERCEL_CLIENT_CPP_CLIENT_IMPL_H_
 #define TIERCEL_CLIENT_CPP_CLIENT_IMPL_H_
 

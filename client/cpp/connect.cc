@@ -28,7 +28,9 @@ Result<std::unique_ptr<Client>> Client::Connect(const Options& given) {
   }
   ClientParts parts;
   parts.host_id = HostId();
-  parts.control = [options](const std::string& endpoint) { return *MakeGrpcControl(endpoint, options); };
+  parts.control = [options](const std::string& endpoint) {
+    return *MakeGrpcControl(endpoint, options);
+  };
   for (const TransportKind kind : options.transports) {
     ClientParts::Way way;
     way.kind = kind;

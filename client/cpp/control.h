@@ -1,10 +1,10 @@
-// NodeControl is a node's control plane as a client sees it: sessions, keep-alive, the view. gRPC is
-// behind it (grpc_control.h); tests put a scripted node there.
+// NodeControl is a node's control plane as a client sees it: sessions, keep-alive, the view. gRPC
+// is behind it (grpc_control.h); tests put a scripted node there.
 //
 //   Open --> SessionOffer (a token and an address a shard) --> KeepAlive ... --> Close
 //
-// Threads: every method from any thread, none blocks save Shutdown; callbacks come on threads of the
-// implementation and must be short. After Shutdown returned no callback runs.
+// Threads: every method from any thread, none blocks save Shutdown; callbacks come on threads of
+// the implementation and must be short. After Shutdown returned no callback runs.
 #ifndef TIERCEL_CLIENT_CPP_CONTROL_H_
 #define TIERCEL_CLIENT_CPP_CONTROL_H_
 

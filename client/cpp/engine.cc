@@ -156,8 +156,8 @@ size_t Engine::RunTimers() {
   }
   if (hopeless != nullptr) {
     ++events;
-    LoseSession(*hopeless, Error{Code::kDeadlineExceeded, "no answer to a cancel or a probe in time"},
-                true);
+    LoseSession(*hopeless,
+                Error{Code::kDeadlineExceeded, "no answer to a cancel or a probe in time"}, true);
     Soon(now_);  // Another may be as hopeless.
   }
   if (view_until_ != 0 && now_ >= view_until_) {

@@ -1,6 +1,6 @@
-// Engine is the client's mind: it cuts requests into frames, sends them where the view says, takes the
-// answers in, and ends every request by its deadline. It is a plain single-threaded loop; whoever holds
-// the client's driver lock calls Drive.
+// Engine is the client's mind: it cuts requests into frames, sends them where the view says, takes
+// the answers in, and ends every request by its deadline. It is a plain single-threaded loop;
+// whoever holds the client's driver lock calls Drive.
 //
 //   Start(op) -> Route -> lane queues -> frames out ... frames in -> Resolve(block) -> Finish(op)
 //                     deadline: what is open misses, CANCEL goes out, late arrivals land in staging
@@ -8,8 +8,8 @@
 // Invariants
 //   Every block of a started op is resolved exactly once, and the op finished when the last one is.
 //   A caller's memory is written only while its op is live, save by a Receive that was under way
-//   (Call::borrowed): then the op is finished with released false, and released when the Receive ends.
-//   A request that was cancelled and is not acknowledged in 200 ms costs its endpoint.
+//   (Call::borrowed): then the op is finished with released false, and released when the Receive
+//   ends. A request that was cancelled and is not acknowledged in 200 ms costs its endpoint.
 //
 // Ownership: owns sessions, transports and staging; borrows ops until Finish said released.
 // Threads: the driver's.
@@ -23,9 +23,9 @@
 #include <string>
 #include <vector>
 
+#include "client/cpp/call.h"
 #include "client/cpp/control.h"
 #include "client/cpp/holds.h"
-#include "client/cpp/call.h"
 #include "client/cpp/request_table.h"
 #include "client/cpp/router.h"
 #include "client/cpp/session.h"
@@ -71,7 +71,9 @@ class Engine final : public FrameSink {
   // True: nothing to do until one of fds() is readable or next_timer() is reached.
   bool Arm();
   std::vector<int> fds() const;
-  Nanos next_timer() const { return holds_->any() ? std::min(next_timer_, now_ + 10 * kMillisecond) : next_timer_; }
+  Nanos next_timer() const {
+    return holds_->any() ? std::min(next_timer_, now_ + 10 * kMillisecond) : next_timer_;
+  }
   size_t live_ops() const { return live_.size(); }
 
   // Ends everything at once: every op finishes as cancelled, every endpoint is closed by force.
@@ -93,7 +95,8 @@ class Engine final : public FrameSink {
 
   // FrameSink.
   void OnAccept(std::unique_ptr<Endpoint> endpoint) override;
-  void OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, Incoming& payload) override;
+  void OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta,
+               Incoming& payload) override;
   void OnClosed(Endpoint& endpoint, const Error& why) override;
 
  private:

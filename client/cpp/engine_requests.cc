@@ -134,7 +134,9 @@ size_t Engine::PumpLane(Lane& lane) {
 FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
   const Call& call = *wire.op;
   FrameHeader header;
-  header.op = kind == Call::Kind::kMatch ? Op::kMatch : kind == Call::Kind::kGet ? Op::kGet : Op::kPut;
+  header.op = kind == Call::Kind::kMatch ? Op::kMatch
+              : kind == Call::Kind::kGet ? Op::kGet
+                                         : Op::kPut;
   if (call.options.no_touch) header.flags |= kFlagNoTouch;
   if (call.options.prefer == Prefer::kSmall) header.flags |= kFlagPreferSmall;
   if (kind == Call::Kind::kPut && call.options.want_durable) header.flags |= kFlagWantDurable;
@@ -144,8 +146,8 @@ FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
   header.quality = call.spec.quality;
   header.reuse_hint = call.options.reuse_hint;
   const Nanos left = std::max<Nanos>(call.deadline - now_, kMillisecond);
-  header.deadline_ms = static_cast<uint32_t>(
-      std::min<Nanos>((left + kMillisecond - 1) / kMillisecond, UINT32_MAX));
+  header.deadline_ms =
+      static_cast<uint32_t>(std::min<Nanos>((left + kMillisecond - 1) / kMillisecond, UINT32_MAX));
   return header;
 }
 
@@ -210,15 +212,16 @@ bool Engine::SendWire(Lane& lane, Wire& wire) {
     if (!MakeLanding(wire)) return false;
   } else if (wire.kind == Wire::Kind::kPut) {
     const PutSource& source = call.sources[wire.first];
-    payload = source.kind == PutSource::Kind::kRecord ? source.src
-                                                      : ByteSpan(wire.put_memory.first(wire.put_bytes));
+    payload = source.kind == PutSource::Kind::kRecord
+                  ? source.src
+                  : ByteSpan(wire.put_memory.first(wire.put_bytes));
     done = [this, id = wire.id](const Status&) {
       if (Wire* found = wires_.Find(id)) TransferEnded(*found);
     };
   }
   const size_t meta_bytes = MetaOf(wire);
-  const Status sent = lane.endpoint->Send(HeaderOf(wire, call.kind), {meta_bytes_.data(), meta_bytes},
-                                          payload, std::move(done));
+  const Status sent = lane.endpoint->Send(
+      HeaderOf(wire, call.kind), {meta_bytes_.data(), meta_bytes}, payload, std::move(done));
   if (!sent) {
     if (sent.error().code == Code::kResourceExhausted) return false;
     if (sent.error().code == Code::kInvalidArgument) {
@@ -305,8 +308,8 @@ Engine::PutStep Engine::PutNext(Call& call) {
     const Result<uint64_t> encoded =
         source.kind == PutSource::Kind::kBlock
             ? EncodeRecord(spec, options_.codec, source.src, memory)
-            : EncodeRecordFrom(spec, options_.codec,
-                               PagedSource(*source.paged, source.pages), memory);
+            : EncodeRecordFrom(spec, options_.codec, PagedSource(*source.paged, source.pages),
+                               memory);
     if (!encoded) {
       owner != nullptr ? owner->FreeStaging(memory) : staging_->Free(memory);
       return refuse(encoded.error().code, MissReason::kNone);
@@ -335,7 +338,8 @@ void Engine::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, I
   if (header.op == Op::kWelcome) {
     if (session.state() != Session::State::kGreeting) return;
     if (header.status != Code::kOk) {
-      LoseSession(session, Error{header.status, "node " + session.node_id() + " refused HELLO"}, true);
+      LoseSession(session, Error{header.status, "node " + session.node_id() + " refused HELLO"},
+                  true);
       return;
     }
     lane->welcomed = true;
@@ -350,7 +354,8 @@ void Engine::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, I
   Wire* wire = wires_.Find(header.req_id);
   if (wire == nullptr || wire->lane != lane || wire->state == Wire::State::kQueued) {
     if (header.op == Op::kReject && header.req_id == 0) {
-      LoseSession(session, Error{header.status, "node " + session.node_id() + " rejected a frame"}, true);
+      LoseSession(session, Error{header.status, "node " + session.node_id() + " rejected a frame"},
+                  true);
     }
     return;  // Late, or nobody's: dropped.
   }
@@ -396,7 +401,8 @@ void Engine::OnMatched(Wire& wire, const FrameHeader& header, ByteSpan meta) {
   }
   const uint64_t id = wire.id;
   for (uint32_t i = 0; i < wire.count; ++i) {
-    const Result<MatchEntry> entry = DecodeMatchEntry(meta.subspan(i * kMatchEntryBytes, kMatchEntryBytes));
+    const Result<MatchEntry> entry =
+        DecodeMatchEntry(meta.subspan(i * kMatchEntryBytes, kMatchEntryBytes));
     if (!entry) {
       Missed(wire, i, MissReason::kUnknown);
     } else if (entry->tier == Tier::kNone) {
@@ -477,7 +483,8 @@ void Engine::OnData(Wire& wire, const FrameHeader& header, Incoming& payload) {
     place = wire.landing[index];
   }
   if (place.size() < payload.size()) {
-    Missed(wire, index, place.empty() ? MissReason::kBusy : MissReason::kUnknown, Code::kOutOfRange);
+    Missed(wire, index, place.empty() ? MissReason::kBusy : MissReason::kUnknown,
+           Code::kOutOfRange);
     EndWire(wire);
     return;
   }
@@ -541,8 +548,10 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
     TIERCEL_ASSIGN(const uint64_t bytes, DecodedBytes(view, slot.layer_begin, slot.layer_end));
     result.bytes = bytes;
     if (slot.kind == GetSlot::Kind::kBlock) {
-      if (slot.dst.size() < bytes) return Fail(Code::kOutOfRange, "the slot is smaller than the block");
-      return DecodeRecord(view, call.spec.layout, slot.dst.first(bytes), slot.layer_begin, slot.layer_end);
+      if (slot.dst.size() < bytes)
+        return Fail(Code::kOutOfRange, "the slot is smaller than the block");
+      return DecodeRecord(view, call.spec.layout, slot.dst.first(bytes), slot.layer_begin,
+                          slot.layer_end);
     }
     return DecodeRecordTo(view, call.spec.layout, PagedSink(*slot.paged, slot.pages),
                           slot.layer_begin, slot.layer_end);
@@ -618,7 +627,8 @@ void Engine::Missed(Wire& wire, uint32_t index, MissReason reason, Code status) 
   result.status = status;
   result.reason = reason;
   if (wire.previous) {
-    // The owner's own reason stands, unless it only never saw the block and the older one knows more.
+    // The owner's own reason stands, unless it only never saw the block and the older one knows
+    // more.
     if (reason == MissReason::kNeverSeen || call->results[block].reason != MissReason::kNeverSeen) {
       result = call->results[block];
     }

@@ -24,7 +24,8 @@ Session& Engine::SessionFor(const NodeInfo& node) {
   auto found = sessions_.find(key);
   if (found == sessions_.end()) {
     const uint64_t seed = std::hash<std::string>()(key) ^ static_cast<uint64_t>(clock_.Now());
-    auto session = std::make_unique<Session>(node.id, node.endpoint, host_.ControlOf(node.endpoint), seed);
+    auto session =
+        std::make_unique<Session>(node.id, node.endpoint, host_.ControlOf(node.endpoint), seed);
     found = sessions_.emplace(std::move(key), std::move(session)).first;
     BeginOpen(*found->second);
   }
@@ -95,21 +96,20 @@ void Engine::OnOffer(const std::string& session_key, uint64_t attempt, Result<Se
   session.Greeting(std::move(*offer), now_);
   Soon(session.due());
   const SessionOffer& terms = session.offer();
-  session.control().KeepAlive(
-      terms.session_id,
-      [mail = host_.mailbox(), session_key, id = terms.session_id](const Error& why) {
-        [[maybe_unused]] const bool pushed = mail->Push([session_key, id, why](Engine& engine) {
-          engine.OnSessionLost(session_key, id, why);
-        });
-      });
+  session.control().KeepAlive(terms.session_id, [mail = host_.mailbox(), session_key,
+                                                 id = terms.session_id](const Error& why) {
+    [[maybe_unused]] const bool pushed = mail->Push(
+        [session_key, id, why](Engine& engine) { engine.OnSessionLost(session_key, id, why); });
+  });
   for (const ShardOffer& shard : terms.shards) {
     Transport* transport = FindWay(shard.transport);
     if (transport == nullptr) {
-      LoseSession(session,
-                  Error{Code::kFailedPrecondition,
-                        fmt::format("node {} offers shard {} over {}, which this client does not have",
-                                    terms.node_id, shard.shard, Name(shard.transport))},
-                  true);
+      LoseSession(
+          session,
+          Error{Code::kFailedPrecondition,
+                fmt::format("node {} offers shard {} over {}, which this client does not have",
+                            terms.node_id, shard.shard, Name(shard.transport))},
+          true);
       return;
     }
     Lane& lane = session.lane(shard.shard);
@@ -180,7 +180,8 @@ void Engine::OnClosed(Endpoint& endpoint, const Error& why) {
   auto* lane = static_cast<Lane*>(endpoint.user);
   if (lane == nullptr) return;
   Session& session = *lane->session;
-  if (session.state() == Session::State::kGreeting && !lane->welcomed && lane->transport != nullptr) {
+  if (session.state() == Session::State::kGreeting && !lane->welcomed &&
+      lane->transport != nullptr) {
     session.GreetFailed(lane->transport->kind(), now_);
   }
   LoseSession(session, why, true);
@@ -241,7 +242,8 @@ void Engine::SessionTimers() {
         break;
       case Session::State::kOpening:
         if (now_ >= session->due()) {
-          LoseSession(*session, Error{Code::kDeadlineExceeded, session->endpoint() + " does not answer"},
+          LoseSession(*session,
+                      Error{Code::kDeadlineExceeded, session->endpoint() + " does not answer"},
                       true);
         }
         break;
@@ -254,7 +256,8 @@ void Engine::SessionTimers() {
             }
           }
           LoseSession(*session,
-                      Error{Code::kDeadlineExceeded, "node " + session->node_id() + " does not answer HELLO"},
+                      Error{Code::kDeadlineExceeded,
+                            "node " + session->node_id() + " does not answer HELLO"},
                       true);
         }
         break;
@@ -274,9 +277,9 @@ void Engine::SessionTimers() {
 }
 
 bool Engine::settled() const {
-  return !sessions_.empty() && std::all_of(sessions_.begin(), sessions_.end(), [](const auto& entry) {
-    return entry.second->attempted();
-  });
+  return !sessions_.empty() &&
+         std::all_of(sessions_.begin(), sessions_.end(),
+                     [](const auto& entry) { return entry.second->attempted(); });
 }
 
 bool Engine::any_open() const {

@@ -184,8 +184,9 @@ class KeepAliveCall final
       lost_ = nullptr;
     }
     if (lost && !shared_->is_shut()) {
-      lost(status.ok() ? Error{Code::kUnavailable, endpoint_ + ": the session was ended by the node"}
-                       : FromGrpc(status, endpoint_));
+      lost(status.ok()
+               ? Error{Code::kUnavailable, endpoint_ + ": the session was ended by the node"}
+               : FromGrpc(status, endpoint_));
     }
     shared_->End(id_);
     self_.reset();
@@ -275,7 +276,8 @@ class GrpcControl final : public NodeControl {
     request.set_host_id(ask.host_id);
     for (const TransportKind kind : ask.transports) request.add_transports(ToProto(kind));
     request.set_ucx_address(ask.ucx_address);
-    call->context.set_deadline(std::chrono::system_clock::now() + std::chrono::nanoseconds(timeout));
+    call->context.set_deadline(std::chrono::system_clock::now() +
+                               std::chrono::nanoseconds(timeout));
     const uint64_t id = shared_->Begin(&call->context);
     if (id == 0) return;
     stub_->async()->OpenSession(
@@ -410,7 +412,8 @@ Result<std::string> ReadFile(const std::string& path) {
 
 }  // namespace
 
-Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint, const TlsFiles& tls) {
+Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint,
+                                                   const TlsFiles& tls) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kGrpcMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kGrpcMaxMessageBytes);

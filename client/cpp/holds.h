@@ -1,5 +1,5 @@
-// HoldRegistry keeps what callers read in place on this host. A HeldRecord may be ended on any thread;
-// the transport's part of it dies on the driver.
+// HoldRegistry keeps what callers read in place on this host. A HeldRecord may be ended on any
+// thread; the transport's part of it dies on the driver.
 //
 // Threads: Make, Drain, Clear by the driver; a HeldRecord's own methods by any thread.
 #ifndef TIERCEL_CLIENT_CPP_HOLDS_H_

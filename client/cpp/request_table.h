@@ -1,5 +1,5 @@
-// RequestTable gives each request on the wire a number and finds it again when an answer names it. A
-// number carries its slot and the slot's age, so a stray or late answer finds nothing.
+// RequestTable gives each request on the wire a number and finds it again when an answer names it.
+// A number carries its slot and the slot's age, so a stray or late answer finds nothing.
 //
 // Bounded: a full table gives null. Slots are reused last in, first out, and keep their storage.
 // Threads: one owner.

@@ -1,8 +1,8 @@
-// Router says where each block of a request goes: to its owner by the current view and, for a grace time
-// after a view change, where the previous view had put it.
+// Router says where each block of a request goes: to its owner by the current view and, for a grace
+// time after a view change, where the previous view had put it.
 //
-// Consecutive blocks with one owner travel in one frame, also across runs, so a chain on one node is
-// one frame for 64 blocks.
+// Consecutive blocks with one owner travel in one frame, also across runs, so a chain on one node
+// is one frame for 64 blocks.
 //
 // Threads: one owner. A view is replaced, never changed.
 #ifndef TIERCEL_CLIENT_CPP_ROUTER_H_
@@ -35,7 +35,8 @@ class Router {
 
   explicit Router(View view) : current_(std::make_unique<Table>(std::move(view))) {}
 
-  // The old view stays readable for kViewGrace. Its nodes may be gone: then it is asked for nothing.
+  // The old view stays readable for kViewGrace. Its nodes may be gone: then it is asked for
+  // nothing.
   void Replace(View view, Nanos now);
 
   const View& view() const { return current_->view; }
@@ -60,8 +61,8 @@ class Router {
   Nanos previous_until_ = 0;
 };
 
-// Cuts [begin, end) into the longest stretches for which same(i) holds between i - 1 and i, of at most
-// max each, and calls use(from, to) for each.
+// Cuts [begin, end) into the longest stretches for which same(i) holds between i - 1 and i, of at
+// most max each, and calls use(from, to) for each.
 template <class Same, class Use>
 void ForEachStretch(uint32_t begin, uint32_t end, uint32_t max, Same&& same, Use&& use) {
   uint32_t from = begin;

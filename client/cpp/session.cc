@@ -51,7 +51,8 @@ void Session::Failed(const Error& why, Nanos now) {
   state_ = State::kResting;
   last_error_ = why.ToString();
   ++attempt_;  // What the last attempt still says is ignored.
-  const Nanos base = std::min<Nanos>(2 * kSecond, (250 * kMillisecond) << std::min(failures_ / 8, 3u));
+  const Nanos base =
+      std::min<Nanos>(2 * kSecond, (250 * kMillisecond) << std::min(failures_ / 8, 3u));
   due_ = now + base * 9 / 10 + static_cast<Nanos>(random_.Below(static_cast<uint64_t>(base / 5)));
   ++failures_;
   session_id_ = 0;

@@ -1,10 +1,13 @@
 // Session is one node as a client knows it: its control plane, an endpoint a shard, a breaker.
 //
-//   resting --(at once, then with backoff)--> opening --offer--> greeting --WELCOME of each shard--> open
-//      ^-------------- any endpoint lost, keep-alive lost, time out ------------------------------------+
+//   resting --(at once, then with backoff)--> opening --offer--> greeting --WELCOME of each
+//   shard--> open
+//      ^-------------- any endpoint lost, keep-alive lost, time out
+//      ------------------------------------+
 //
-// A transport that fails to greet twice is not offered again for a minute, so a fabric that is announced
-// and cannot be reached costs two attempts and then the next way is taken; the reason is kept.
+// A transport that fails to greet twice is not offered again for a minute, so a fabric that is
+// announced and cannot be reached costs two attempts and then the next way is taken; the reason is
+// kept.
 //
 // Threads: the driver's. Ownership: lanes live as long as their session.
 #ifndef TIERCEL_CLIENT_CPP_SESSION_H_

@@ -58,8 +58,7 @@ void Staging::Free(MutableByteSpan span) {
   TIERCEL_CHECK(next == holes_.end() || offset + size <= next->first);
   const bool joins_next = next != holes_.end() && offset + size == next->first;
   const bool joins_last =
-      next != holes_.begin() &&
-      std::prev(next)->first + std::prev(next)->second == offset;
+      next != holes_.begin() && std::prev(next)->first + std::prev(next)->second == offset;
   if (next != holes_.begin()) {
     TIERCEL_CHECK(std::prev(next)->first + std::prev(next)->second <= offset);
   }

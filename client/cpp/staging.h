@@ -1,9 +1,9 @@
-// Staging is the client's own registered memory: records are encoded into it before they are sent, and
-// received into it before they are checked and decoded into the engine's pages. A late arrival lands
-// here and never in a page that the engine has reused.
+// Staging is the client's own registered memory: records are encoded into it before they are sent,
+// and received into it before they are checked and decoded into the engine's pages. A late arrival
+// lands here and never in a page that the engine has reused.
 //
-// One mapping, first fit from the lowest address, so that what is used is what is warm. Bounded: a full
-// arena answers an empty span, and the caller waits or refuses.
+// One mapping, first fit from the lowest address, so that what is used is what is warm. Bounded: a
+// full arena answers an empty span, and the caller waits or refuses.
 //
 // Threads: one owner.
 #ifndef TIERCEL_CLIENT_CPP_STAGING_H_

@@ -29,7 +29,8 @@ Result<std::optional<View>> ViewFile::Poll() {
   std::ostringstream text;
   text << in.rdbuf();
   Result<View> view = ParseView(text.str());
-  if (!view) return Fail(view.error().code, fmt::format("view file {}: {}", path_, view.error().message));
+  if (!view)
+    return Fail(view.error().code, fmt::format("view file {}: {}", path_, view.error().message));
   return std::optional<View>(std::move(*view));
 }
 

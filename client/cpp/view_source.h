@@ -33,8 +33,8 @@ class ViewFile {
   bool missing_ = false;
 };
 
-// What several nodes say, as one view. A node that knows only itself is reached where it was asked; nodes
-// that each know only themselves are taken together; otherwise the highest epoch counts.
+// What several nodes say, as one view. A node that knows only itself is reached where it was asked;
+// nodes that each know only themselves are taken together; otherwise the highest epoch counts.
 class ViewMerge {
  public:
   // The merged view if this changed it. Errors: ParseView's.

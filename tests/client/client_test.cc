@@ -1,5 +1,5 @@
-// The client against scripted nodes: real frames, real records, real threads; nodes that stop, lie and
-// fall silent on command.
+// The client against scripted nodes: real frames, real records, real threads; nodes that stop, lie
+// and fall silent on command.
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <unistd.h>
@@ -52,10 +52,11 @@ class ClientTest : public testing::Test {
       return nodes_.at(endpoint.substr(std::string("scripted:").size()))->MakeControl();
     };
     parts.ways.push_back({TransportKind::kLoopback, [this](FrameSink& sink, const Clock& clock) {
-                            return Result<std::unique_ptr<Transport>>(network_.MakeTransport(sink, clock));
+                            return Result<std::unique_ptr<Transport>>(
+                                network_.MakeTransport(sink, clock));
                           }});
-    const std::filesystem::path file =
-        std::filesystem::temp_directory_path() / ("tiercel_client_test_" + std::to_string(getpid()));
+    const std::filesystem::path file = std::filesystem::temp_directory_path() /
+                                       ("tiercel_client_test_" + std::to_string(getpid()));
     std::ofstream(file) << FormatView(ViewOf(1, ids));
     options.view_file = file.string();
     auto client = std::make_unique<ClientImpl>(options, std::move(parts));
@@ -80,7 +81,8 @@ class ClientTest : public testing::Test {
     std::vector<std::vector<std::byte>> blocks;
     std::vector<PutSource> sources;
     for (uint32_t i = 0; i < chain.size(); ++i) blocks.push_back(Content(seed + i));
-    for (const auto& block : blocks) sources.push_back({PutSource::Kind::kBlock, block, nullptr, {}});
+    for (const auto& block : blocks)
+      sources.push_back({PutSource::Kind::kBlock, block, nullptr, {}});
     return client_->Put(chain, 0, sources, KvLayout::Opaque(), options);
   }
 
@@ -159,7 +161,8 @@ TEST_F(ClientTest, ARecordIsReceivedIntoTheCallersMemoryAndVerified) {
   const Got got = GetAll(chain, {}, GetSlot::Kind::kRecord, kBytes + 4096);
   EXPECT_EQ(got.completion.prefix, 3u);
   EXPECT_TRUE(got.completion.released);
-  const auto view = ParseRecord(ByteSpan(got.bytes[0]).first(got.completion.blocks[0].record_bytes));
+  const auto view =
+      ParseRecord(ByteSpan(got.bytes[0]).first(got.completion.blocks[0].record_bytes));
   ASSERT_TRUE(view) << view.error().ToString();
   std::vector<std::byte> block(kBytes);
   ASSERT_TRUE(DecodeRecord(*view, KvLayout::Opaque(), block));
@@ -202,7 +205,8 @@ TEST_F(ClientTest, ACallOnAFrozenNodeEndsWithinFiveMillisecondsOfItsDeadline) {
   EXPECT_LT(best, 65 * kMillisecond);
   EXPECT_TRUE(got.completion.status);
   EXPECT_TRUE(got.completion.released) << "nothing was on its way into these slots";
-  for (const BlockResult& block : got.completion.blocks) EXPECT_EQ(block.reason, MissReason::kDeadline);
+  for (const BlockResult& block : got.completion.blocks)
+    EXPECT_EQ(block.reason, MissReason::kDeadline);
   node("a").frozen = false;
   ExpectSums();
 }
@@ -216,7 +220,8 @@ TEST_F(ClientTest, AfterADeadlineTheNodeIsToldToStopAndItsLateAnswersAreDropped)
   RequestOptions options;
   options.deadline = 20 * kMillisecond;
   Got got = GetAll(chain, options, GetSlot::Kind::kRecord, kBytes + 4096);
-  for (const BlockResult& block : got.completion.blocks) EXPECT_EQ(block.reason, MissReason::kDeadline);
+  for (const BlockResult& block : got.completion.blocks)
+    EXPECT_EQ(block.reason, MissReason::kDeadline);
   node("a").AnswerMuted();
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_EQ(node("a").cancels, 1u);
@@ -236,7 +241,8 @@ TEST_F(ClientTest, ANodeThatIgnoresACancelLosesItsEndpointAndIsGreetedAnew) {
   GetAll(chain, options);
   node("a").mute_gets = false;
   const Nanos until = Now() + 3 * kSecond;
-  while (node("a").hellos < 2 && Now() < until) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  while (node("a").hellos < 2 && Now() < until)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
   EXPECT_EQ(node("a").hellos, 2u);
   std::this_thread::sleep_for(std::chrono::milliseconds(20));
   EXPECT_EQ(GetAll(chain).completion.prefix, 2u);
@@ -425,7 +431,8 @@ TEST_F(ClientTest, ManyThreadsMayCallAtOnce) {
         if (PutAll(chain, seed).prefix != 3) ++wrong;
         const Got got = GetAll(chain);
         for (uint32_t b = 0; b < 3; ++b) {
-          if (got.completion.blocks[b].status != Code::kOk || got.bytes[b] != Content(seed + b)) ++wrong;
+          if (got.completion.blocks[b].status != Code::kOk || got.bytes[b] != Content(seed + b))
+            ++wrong;
         }
       }
     });

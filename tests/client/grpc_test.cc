@@ -1,5 +1,5 @@
-// The client as it is connected in earnest: Connect, OpenSession, keep-alive and view over gRPC, frames
-// over its streams; the node behind the service is scripted.
+// The client as it is connected in earnest: Connect, OpenSession, keep-alive and view over gRPC,
+// frames over its streams; the node behind the service is scripted.
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -54,7 +54,8 @@ class Service final : public v1::Tiercel::CallbackService {
   }
   grpc::ServerBidiReactor<v1::KeepAliveRequest, v1::KeepAliveResponse>* KeepAlive(
       grpc::CallbackServerContext*) override {
-    class Beats final : public grpc::ServerBidiReactor<v1::KeepAliveRequest, v1::KeepAliveResponse> {
+    class Beats final
+        : public grpc::ServerBidiReactor<v1::KeepAliveRequest, v1::KeepAliveResponse> {
      public:
       explicit Beats(Service& service) : service_(service) { StartRead(&request_); }
       void OnReadDone(bool ok) override {
@@ -91,10 +92,12 @@ class Service final : public v1::Tiercel::CallbackService {
     };
     return new Views;
   }
-  grpc::ServerBidiReactor<v1::Frame, v1::Frame>* GetBlocks(grpc::CallbackServerContext* context) override {
+  grpc::ServerBidiReactor<v1::Frame, v1::Frame>* GetBlocks(
+      grpc::CallbackServerContext* context) override {
     return hub_.Accept(context, GrpcStreamHub::Half::kGets);
   }
-  grpc::ServerBidiReactor<v1::Frame, v1::Frame>* PutBlocks(grpc::CallbackServerContext* context) override {
+  grpc::ServerBidiReactor<v1::Frame, v1::Frame>* PutBlocks(
+      grpc::CallbackServerContext* context) override {
     return hub_.Accept(context, GrpcStreamHub::Half::kPuts);
   }
 
@@ -113,14 +116,17 @@ class GrpcTest : public testing::Test {
   }
   void StartServer(int port) {
     grpc::ServerBuilder builder;
-    builder.AddListeningPort("127.0.0.1:" + std::to_string(port), grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort("127.0.0.1:" + std::to_string(port), grpc::InsecureServerCredentials(),
+                             &port_);
     builder.SetMaxReceiveMessageSize(kGrpcMaxMessageBytes);
     builder.SetMaxSendMessageSize(kGrpcMaxMessageBytes);
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
     ASSERT_NE(server_, nullptr);
   }
-  void StopServer() { server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(100)); }
+  void StopServer() {
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
+  }
   void TearDown() override { StopServer(); }
 
   Result<std::unique_ptr<Client>> Connect() {
@@ -181,7 +187,8 @@ TEST_F(GrpcTest, ANodeThatGoesIsMissesAndIsFoundAgainWhenItComesBack) {
   options.deadline = 100 * kMillisecond;
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   const Completion gone = (*client)->Get(chain, 0, {&slot, 1}, KvLayout::Opaque(), options);
-  EXPECT_TRUE(gone.blocks[0].reason == MissReason::kBreaker || gone.blocks[0].reason == MissReason::kDeadline)
+  EXPECT_TRUE(gone.blocks[0].reason == MissReason::kBreaker ||
+              gone.blocks[0].reason == MissReason::kDeadline)
       << Name(gone.blocks[0].reason);
   StartServer(port_);
   const Nanos until = Clock::Monotonic().Now() + 5 * kSecond;
@@ -197,7 +204,8 @@ TEST_F(GrpcTest, AnotherWireVersionIsRefusedClearly) {
   service_.proto = 9;
   const auto client = Connect();
   ASSERT_FALSE(client);
-  EXPECT_NE(client.error().message.find("wire version 9"), std::string::npos) << client.error().message;
+  EXPECT_NE(client.error().message.find("wire version 9"), std::string::npos)
+      << client.error().message;
 }
 
 TEST(ConnectTest, NoNodeAtAllIsAnErrorWithinItsTime) {

@@ -11,7 +11,8 @@ class ScriptedControl final : public NodeControl {
  public:
   explicit ScriptedControl(ScriptedNode& node) : node_(node) {}
 
-  void Open(const SessionAsk& ask, Nanos, UniqueFunction<void(Result<SessionOffer>)> done) override {
+  void Open(const SessionAsk& ask, Nanos,
+            UniqueFunction<void(Result<SessionOffer>)> done) override {
     ++node_.opens;
     if (node_.hang_open) return;
     if (node_.refuse_open) {
@@ -153,9 +154,8 @@ void ScriptedNode::Serve(Endpoint& to, const FrameHeader& header, const ChainMet
 
 void ScriptedNode::Reply(Endpoint& to, const FrameHeader& header,
                          std::shared_ptr<std::vector<std::byte>> record) {
-  const Status sent =
-      waiting_.empty() ? to.Send(header, {}, *record, [record](const Status&) {})
-                       : Status(Fail(Code::kResourceExhausted, "others wait"));
+  const Status sent = waiting_.empty() ? to.Send(header, {}, *record, [record](const Status&) {})
+                                       : Status(Fail(Code::kResourceExhausted, "others wait"));
   if (!sent && sent.error().code == Code::kResourceExhausted) {
     waiting_.push_back({&to, header, std::move(record)});
   }
@@ -165,7 +165,8 @@ size_t ScriptedNode::Retry() {
   size_t sent = 0;
   for (; !waiting_.empty(); ++sent) {
     Waiting& next = waiting_.front();
-    const Status took = next.to->Send(next.header, {}, *next.record, [record = next.record](const Status&) {});
+    const Status took =
+        next.to->Send(next.header, {}, *next.record, [record = next.record](const Status&) {});
     if (!took && took.error().code == Code::kResourceExhausted) break;
     waiting_.pop_front();
   }

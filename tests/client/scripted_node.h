@@ -1,5 +1,6 @@
-// ScriptedNode is a node that does as it is told: it keeps records in a map and serves them over real
-// frames and a real transport on a thread of its own, and can be told to stop, to lie, to be slow.
+// ScriptedNode is a node that does as it is told: it keeps records in a map and serves them over
+// real frames and a real transport on a thread of its own, and can be told to stop, to lie, to be
+// slow.
 #ifndef TIERCEL_TESTS_CLIENT_SCRIPTED_NODE_H_
 #define TIERCEL_TESTS_CLIENT_SCRIPTED_NODE_H_
 
@@ -33,13 +34,13 @@ class ScriptedNode final : public FrameSink {
   Transport& transport() { return *transport_; }  // For Admit and Revoke.
 
   // What it does.
-  std::atomic<bool> frozen{false};        // Answers nothing, reads nothing.
-  std::atomic<bool> mute_gets{false};     // Takes GETs and never answers.
+  std::atomic<bool> frozen{false};     // Answers nothing, reads nothing.
+  std::atomic<bool> mute_gets{false};  // Takes GETs and never answers.
   std::atomic<bool> deaf_to_cancel{false};
   std::atomic<bool> refuse_open{false};
   std::atomic<bool> hang_open{false};
-  std::atomic<bool> flip_a_bit{false};    // Of each record served.
-  std::atomic<bool> busy{false};          // Refuses puts and gets.
+  std::atomic<bool> flip_a_bit{false};  // Of each record served.
+  std::atomic<bool> busy{false};        // Refuses puts and gets.
   std::atomic<bool> never_durable{false};
 
   // What it saw.
@@ -47,18 +48,20 @@ class ScriptedNode final : public FrameSink {
   size_t size() const;
   bool Has(const BlockKey& key) const;
   void Forget();
-  void HangUpAll();  // Loses every endpoint.
+  void HangUpAll();    // Loses every endpoint.
   void AnswerMuted();  // Sends what mute_gets kept back.
 
   // FrameSink.
   void OnAccept(std::unique_ptr<Endpoint> endpoint) override;
-  void OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, Incoming& payload) override;
+  void OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta,
+               Incoming& payload) override;
   void OnClosed(Endpoint& endpoint, const Error& why) override;
 
  private:
   friend class ScriptedControl;
   void Loop();
-  void Reply(Endpoint& to, const FrameHeader& header, std::shared_ptr<std::vector<std::byte>> record);
+  void Reply(Endpoint& to, const FrameHeader& header,
+             std::shared_ptr<std::vector<std::byte>> record);
   size_t Retry();
   void Serve(Endpoint& to, const FrameHeader& header, const ChainMeta& meta);
 

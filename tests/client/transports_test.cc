@@ -1,4 +1,5 @@
-// The client over the transports that real nodes use: shared memory on the same host, and UCX over TCP.
+// The client over the transports that real nodes use: shared memory on the same host, and UCX over
+// TCP.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -22,9 +23,11 @@ class TransportsTest : public testing::TestWithParam<TransportKind> {
  protected:
   void SetUp() override {
     const std::string stem =
-        (std::filesystem::temp_directory_path() / ("tiercel_way_" + std::to_string(getpid()))).string();
+        (std::filesystem::temp_directory_path() / ("tiercel_way_" + std::to_string(getpid())))
+            .string();
     const TransportKind kind = GetParam();
-    const auto make = [&, kind, stem](FrameSink& sink, bool server) -> Result<std::unique_ptr<Transport>> {
+    const auto make = [&, kind, stem](FrameSink& sink,
+                                      bool server) -> Result<std::unique_ptr<Transport>> {
       if (kind == TransportKind::kMemfd) {
         MemfdOptions options;
         if (server) options.socket_path = stem + ".sock";
@@ -43,7 +46,8 @@ class TransportsTest : public testing::TestWithParam<TransportKind> {
     });
     ClientParts parts;
     parts.control = [this](const std::string&) { return node_->MakeControl(); };
-    parts.ways.push_back({kind, [make](FrameSink& sink, const Clock&) { return make(sink, false); }});
+    parts.ways.push_back(
+        {kind, [make](FrameSink& sink, const Clock&) { return make(sink, false); }});
     View view;
     view.epoch = 1;
     view.nodes.push_back({"a", "scripted", "", {100}});
@@ -138,7 +142,8 @@ TEST_P(TransportsTest, ManyTicketsAtOnceAllEnd) {
   for (const auto& bytes : to) ASSERT_EQ(bytes, block);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, TransportsTest, testing::Values(TransportKind::kMemfd, TransportKind::kUcx),
+INSTANTIATE_TEST_SUITE_P(Ways, TransportsTest,
+                         testing::Values(TransportKind::kMemfd, TransportKind::kUcx),
                          [](const auto& param) { return std::string(Name(param.param)); });
 
 }  // namespace

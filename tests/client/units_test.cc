@@ -57,7 +57,8 @@ TEST(BreakerTest, ProbesAboutEveryQuarterSecondUntilOneSucceeds) {
   for (int i = 0; i < 5; ++i) breaker.Failed(0);
   EXPECT_FALSE(breaker.ProbeDue(200 * kMillisecond));
   int probes = 0;
-  for (Nanos now = 0; now < 10 * kSecond; now += kMillisecond) probes += breaker.ProbeDue(now) ? 1 : 0;
+  for (Nanos now = 0; now < 10 * kSecond; now += kMillisecond)
+    probes += breaker.ProbeDue(now) ? 1 : 0;
   EXPECT_GE(probes, 36);
   EXPECT_LE(probes, 44);
   breaker.Succeeded(10 * kSecond);
@@ -110,8 +111,9 @@ TEST(RouterTest, AnEmptyViewOwnsNothing) {
 TEST(RouterTest, StretchesAreLongestAndBounded) {
   const std::vector<int> owner = {1, 1, 1, 2, 2, 1, 1, 1, 1, 1};
   std::vector<std::pair<uint32_t, uint32_t>> got;
-  ForEachStretch(0, 10, 4, [&](uint32_t i) { return owner[i] == owner[i - 1]; },
-                 [&](uint32_t from, uint32_t to) { got.emplace_back(from, to); });
+  ForEachStretch(
+      0, 10, 4, [&](uint32_t i) { return owner[i] == owner[i - 1]; },
+      [&](uint32_t from, uint32_t to) { got.emplace_back(from, to); });
   const std::vector<std::pair<uint32_t, uint32_t>> want = {{0, 3}, {3, 5}, {5, 9}, {9, 10}};
   EXPECT_EQ(got, want);
 }
@@ -187,7 +189,7 @@ TEST(ViewFileTest, IsReadAgainOnlyWhenItChanges) {
   const std::filesystem::path path =
       std::filesystem::temp_directory_path() / ("tiercel_view_test_" + std::to_string(getpid()));
   ViewFile file(path.string());
-  EXPECT_FALSE(file.Poll());                // Missing: an error, once.
+  EXPECT_FALSE(file.Poll());  // Missing: an error, once.
   EXPECT_TRUE(file.Poll());
   std::ofstream(path) << FormatView(TwoNodes(1));
   auto first = file.Poll();
