@@ -49,7 +49,10 @@ Block* BlockIndex::Insert(const SsdEntry& entry) {
   Block*& slot = block->lossy() ? both.lossy : both.exact;
   TIERCEL_CHECK(slot == nullptr);
   slot = block;
+  block->resident_children = both.children;
   ++size_;
+  record_bytes_ += block->record_bytes;
+  raw_bytes_ += block->raw_bytes;
   return block;
 }
 
@@ -57,30 +60,37 @@ std::unique_ptr<Block> BlockIndex::Remove(Block* block) {
   const auto found = table_.find(block->key);
   TIERCEL_CHECK(found != table_.end());
   Block*& slot = block->lossy() ? found->second.lossy : found->second.exact;
-  TIERCEL_CHECK(slot == block && !linked(block));
+  TIERCEL_CHECK(slot == block);
   slot = nullptr;
-  if (found->second.exact == nullptr && found->second.lossy == nullptr) table_.erase(found);
+  if (found->second.empty()) table_.erase(found);
   --size_;
+  record_bytes_ -= block->record_bytes;
+  raw_bytes_ -= block->raw_bytes;
   return std::unique_ptr<Block>(block);
 }
 
-void BlockIndex::PushHottest(Block* block) {
-  block->colder = hottest_;
-  block->hotter = nullptr;
-  (hottest_ != nullptr ? hottest_->hotter : coldest_) = block;
-  hottest_ = block;
+void BlockIndex::SetChildren(Both& both, uint32_t children) {
+  both.children = children;
+  if (both.exact != nullptr) both.exact->resident_children = children;
+  if (both.lossy != nullptr) both.lossy->resident_children = children;
 }
 
-void BlockIndex::Unlink(Block* block) {
-  (block->colder != nullptr ? block->colder->hotter : coldest_) = block->hotter;
-  (block->hotter != nullptr ? block->hotter->colder : hottest_) = block->colder;
-  block->colder = nullptr;
-  block->hotter = nullptr;
+void BlockIndex::ChildEntered(const BlockKey& parent) {
+  Both& both = table_[parent];
+  SetChildren(both, both.children + 1);
+}
+
+void BlockIndex::ChildLeft(const BlockKey& parent) {
+  const auto found = table_.find(parent);
+  TIERCEL_CHECK(found != table_.end() && found->second.children > 0);
+  SetChildren(found->second, found->second.children - 1);
+  if (found->second.empty()) table_.erase(found);
 }
 
 void BlockIndex::Remember(const BlockKey& key, MissReason why) {
   if (max_ghosts_ == 0) return;
-  if (ghosts_.empty()) ghosts_.resize(max_ghosts_);  // Eight bytes each, once something is forgotten.
+  if (ghosts_.empty())
+    ghosts_.resize(max_ghosts_);  // Eight bytes each, once something is forgotten.
   const uint64_t hash = key.hash64();
   ghosts_[hash % max_ghosts_] =
       (LoadLe<uint64_t>(key.bytes.data() + 8) & ~uint64_t{0xff}) | static_cast<uint8_t>(why);
@@ -96,8 +106,8 @@ MissReason BlockIndex::WhyAbsent(const BlockKey& key) const {
 
 uint64_t BlockIndex::memory_bytes() const {
   constexpr uint64_t kNode = sizeof(std::pair<const BlockKey, Both>) + 2 * sizeof(void*);
-  return size_ * (sizeof(Block) + 16) + table_.size() * kNode + table_.bucket_count() * sizeof(void*) +
-         ghosts_.size() * sizeof(uint64_t);
+  return size_ * (sizeof(Block) + 16) + table_.size() * kNode +
+         table_.bucket_count() * sizeof(void*) + ghosts_.size() * sizeof(uint64_t);
 }
 
 }  // namespace tiercel

@@ -1,8 +1,18 @@
-// BlockIndex is the table of blocks and the order in which they will be forgotten: key to record, the
-// list of those in RAM from coldest to hottest, and a bounded memory of keys that are no longer here.
+// BlockIndex is the table of blocks: key to record, how many children of each are in RAM, and a
+// bounded memory of keys that are no longer here.
 //
-// Threads: the shard's owner alone. Ownership: blocks live in the index until Erase; a Block* is good
-// until then.
+//   Insert --> Find ... --> Remove --> Remember(why) --> WhyAbsent: evicted, cleared, corrupt
+//
+// Invariants
+//   A key has at most one exact and one lossy record.
+//   Block::resident_children is the number of ChildEntered for its key less ChildLeft, whether the
+//   block came before its children or after them. What Remember was told is forgotten only when
+//   another key takes its place; WhyAbsent then says never_seen. Size it at several times the
+//   blocks that are stored.
+//
+// Ownership: blocks live in the index until Remove, which hands them out; a Block* is good until
+// then. Threads: the shard's owner alone. Errors: none; inserting a second record of one kind is a
+// bug.
 #ifndef TIERCEL_TIERING_BLOCK_INDEX_H_
 #define TIERCEL_TIERING_BLOCK_INDEX_H_
 
@@ -26,19 +36,22 @@ struct Block {
   Scope scope;
   uint64_t generation = 0;
   uint64_t raw_bytes = 0;
-  Extent host;        // Empty: not in RAM.
-  SsdLocation ssd;    // Empty: not on SSD.
+  Extent host;      // Empty: not in RAM.
+  SsdLocation ssd;  // Empty: not on SSD.
   uint32_t name_space = 0;
   uint32_t chain_index = 0;
   uint32_t record_bytes = 0;
   uint32_t pins = 0;  // Fetchers, and the writer while it reads the record.
-  uint32_t resident_children = 0;  // Of the same run, in RAM.
+  uint32_t resident_children =
+      0;  // Records of its run in RAM whose parent it is; kept by the index.
   uint32_t hits = 0;
+  uint64_t stamp = 0;  // Of the last use, in the policy's own count.
   QualityClass quality = QualityClass::kExact;
-  bool doomed = false;   // Forgotten, but pinned: freed with the last pin.
-  bool reading = false;  // Its RAM copy is being read from SSD.
-  bool transient = false;  // Leaves RAM with its last pin.
-  Block* colder = nullptr;  // In the list of those in RAM.
+  bool doomed = false;      // Forgotten, but pinned: freed with the last pin.
+  bool reading = false;     // Its RAM copy is being read from SSD.
+  bool transient = false;   // Leaves RAM with its last pin.
+  bool counted = false;     // Its parent's resident_children counts it.
+  Block* colder = nullptr;  // The policy's list of those in RAM.
   Block* hotter = nullptr;
 
   bool lossy() const { return quality != QualityClass::kExact; }
@@ -58,18 +71,18 @@ class BlockIndex {
   // Takes the block out of the table; its bytes of memory go when the caller deletes it.
   std::unique_ptr<Block> Remove(Block* block);
 
-  // The recency list holds blocks in RAM only.
-  void PushHottest(Block* block);
-  void Unlink(Block* block);
-  bool linked(const Block* block) const { return block->hotter != nullptr || block == hottest_; }
-  Block* coldest() const { return coldest_; }
+  // A record in RAM has this parent in its own run.
+  void ChildEntered(const BlockKey& parent);
+  void ChildLeft(const BlockKey& parent);
 
   // Why a key is not here, as far as is remembered.
   void Remember(const BlockKey& key, MissReason why);
   MissReason WhyAbsent(const BlockKey& key) const;
 
   uint64_t size() const { return size_; }
-  uint64_t memory_bytes() const;
+  uint64_t record_bytes() const { return record_bytes_; }
+  uint64_t raw_bytes() const { return raw_bytes_; }
+  uint64_t memory_bytes() const;  // Of table, blocks and memory of the forgotten, by their sizes.
 
   template <class Fn>
   void ForEach(Fn&& fn) const {
@@ -83,15 +96,19 @@ class BlockIndex {
   struct Both {
     Block* exact = nullptr;
     Block* lossy = nullptr;
+    uint32_t children = 0;
+    bool empty() const { return exact == nullptr && lossy == nullptr && children == 0; }
   };
-  // Forgotten keys as (56-bit tag, reason) in a table of fixed size: the newest of a slot stays. A tag
-  // collision (2^-56 a lookup) can only give a miss the wrong reason.
+  static void SetChildren(Both& both, uint32_t children);
+
+  // Forgotten keys as (56-bit tag, reason) in a table of fixed size: the newest of a slot stays. A
+  // tag collision (2^-56 a lookup) can only give a miss the wrong reason.
   std::unordered_map<BlockKey, Both, BlockKeyHash> table_;
   std::vector<uint64_t> ghosts_;
   const uint64_t max_ghosts_;
-  Block* coldest_ = nullptr;
-  Block* hottest_ = nullptr;
   uint64_t size_ = 0;
+  uint64_t record_bytes_ = 0;
+  uint64_t raw_bytes_ = 0;
 };
 
 }  // namespace tiercel

@@ -8,6 +8,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "base/check.h"
@@ -21,15 +22,18 @@ struct Mapping {
 };
 
 // A sealed memfd mapped for us alone to write: seals forbid any later writable map.
-Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge) {
-  const unsigned flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0u);
-  const int fd = memfd_create(fmt::format("tiercel-slab-{}", id).c_str(), flags);
-  if (fd < 0) return Fail(Code::kUnavailable, fmt::format("memfd_create: {}", std::strerror(errno)));
+Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge, bool populate) {
+  const unsigned memfd_flags =
+      MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0u);
+  const int fd = memfd_create(fmt::format("tiercel-slab-{}", id).c_str(), memfd_flags);
+  if (fd < 0)
+    return Fail(Code::kUnavailable, fmt::format("memfd_create: {}", std::strerror(errno)));
   void* base = MAP_FAILED;
   const bool sized = ftruncate(fd, static_cast<off_t>(bytes)) == 0;
   if (sized) {
     // Huge pages are reserved at map time; ordinary ones come as they are touched.
-    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | (huge ? MAP_POPULATE : 0), fd, 0);
+    const int flags = MAP_SHARED | (huge || populate ? MAP_POPULATE : 0);
+    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
   }
   if (base == MAP_FAILED) {
     const std::string why = std::strerror(errno);
@@ -50,7 +54,8 @@ Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge) {
 }  // namespace
 
 HostArena::HostArena(const Options& options)
-    : options_(options), max_slabs_(std::max<uint64_t>(1, options.capacity_bytes / options.slab_bytes)) {
+    : options_(options),
+      max_slabs_(std::max<uint64_t>(1, options.capacity_bytes / options.slab_bytes)) {
   slabs_.reserve(max_slabs_);
 }
 
@@ -60,13 +65,13 @@ Result<std::unique_ptr<HostArena>> HostArena::Create(const Options& options) {
                 fmt::format("slab size {} is not a multiple of 2 MiB", options.slab_bytes));
   }
   if (options.capacity_bytes < options.slab_bytes) {
-    return Fail(Code::kInvalidArgument, fmt::format("host memory of {} holds no slab of {}",
-                                                    FormatBytes(options.capacity_bytes),
-                                                    FormatBytes(options.slab_bytes)));
+    return Fail(Code::kInvalidArgument,
+                fmt::format("host memory of {} holds no slab of {}",
+                            FormatBytes(options.capacity_bytes), FormatBytes(options.slab_bytes)));
   }
   auto arena = std::unique_ptr<HostArena>(new HostArena(options));
   if (options.huge_pages == HugePages::kRequired) {
-    TIERCEL_ASSIGN(const Mapping probe, MapSlab(0, options.slab_bytes, /*huge=*/true));
+    TIERCEL_ASSIGN(const Mapping probe, MapSlab(0, options.slab_bytes, /*huge=*/true, false));
     munmap(probe.base, options.slab_bytes);
     close(probe.fd);
   }
@@ -75,6 +80,7 @@ Result<std::unique_ptr<HostArena>> HostArena::Create(const Options& options) {
 
 HostArena::~HostArena() {
   for (const Slab& slab : slabs_) {
+    if (slab.info.base == nullptr) continue;
     if (listener_) listener_(slab.info, /*added=*/false);
     munmap(slab.info.base, slab.info.bytes);
     close(slab.info.memfd);
@@ -83,7 +89,9 @@ HostArena::~HostArena() {
 
 void HostArena::SetSlabListener(SlabListener listener) {
   listener_ = std::move(listener);
-  for (const Slab& slab : slabs_) listener_(slab.info, /*added=*/true);
+  for (const Slab& slab : slabs_) {
+    if (slab.info.base != nullptr) listener_(slab.info, /*added=*/true);
+  }
 }
 
 Status HostArena::MakeSlab(uint32_t name_space) {
@@ -96,12 +104,16 @@ Status HostArena::MakeSlab(uint32_t name_space) {
 Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
   const uint32_t id = next_slab_id_++;
   Result<Mapping> mapping = Fail(Code::kUnavailable, "no huge pages asked for");
-  if (options_.huge_pages != HugePages::kOff) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true);
+  const bool try_huge = options_.huge_pages != HugePages::kOff;
+  if (try_huge) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true, false);
   on_huge_pages_ = mapping.has_value();
   if (!mapping && options_.huge_pages != HugePages::kRequired) {
-    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false);
+    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false, options_.populate);
   }
-  if (!mapping) return tl::unexpected<Error>(mapping.error());
+  if (!mapping) {
+    return Fail(Code::kResourceExhausted,
+                "no memory for the host tier: " + mapping.error().message);
+  }
   Slab& slab = slabs_[index];
   slab.index = index;
   slab.info = {id, mapping->fd, mapping->base, options_.slab_bytes, name_space};
@@ -115,50 +127,62 @@ void HostArena::EmptySlab(Slab& slab) {
   if (listener_) listener_(slab.info, /*added=*/false);
   munmap(slab.info.base, slab.info.bytes);
   close(slab.info.memfd);
+  slab.info.base = nullptr;
+  slab.info.memfd = -1;
 }
 
-bool HostArena::AdoptEmptySlab(uint32_t name_space) {
+Status HostArena::AdoptEmptySlab(uint32_t name_space) {
   for (Slab& slab : slabs_) {
-    if (slab.used != 0 || slab.info.name_space == name_space) continue;
+    if (!slab.extents.empty()) continue;
+    if (slab.info.base != nullptr && slab.info.name_space == name_space) continue;
     // A client that still has it mapped could read what the next name space writes: new memory.
-    EmptySlab(slab);
-    return FillSlab(slab.index, name_space).has_value();
+    if (slab.info.base != nullptr) EmptySlab(slab);
+    return FillSlab(slab.index, name_space);
   }
-  return false;
+  return Fail(Code::kResourceExhausted, "host memory is full");
 }
 
 void HostArena::AddRun(Slab& slab, uint64_t offset, uint64_t bytes) {
   slab.runs.emplace(offset, bytes);
-  free_[slab.info.name_space].emplace(bytes, slab.index, offset);
+  FreeRuns& free = free_[slab.info.name_space];
+  free.by_size.emplace(bytes, slab.index, offset);
+  free.bytes += bytes;
 }
 
 void HostArena::RemoveRun(Slab& slab, std::map<uint64_t, uint64_t>::iterator run) {
-  free_[slab.info.name_space].erase({run->second, slab.index, run->first});
+  const auto free = free_.find(slab.info.name_space);
+  free->second.by_size.erase({run->second, slab.index, run->first});
+  free->second.bytes -= run->second;
+  if (free->second.by_size.empty()) free_.erase(free);
   slab.runs.erase(run);
 }
 
 Result<Extent> HostArena::Allocate(uint64_t bytes, uint32_t name_space) {
   if (bytes == 0 || bytes > options_.slab_bytes) {
-    return Fail(Code::kInvalidArgument,
-                fmt::format("a block of {} bytes does not fit a slab of {}", bytes, options_.slab_bytes));
+    return Fail(Code::kInvalidArgument, fmt::format("a block of {} bytes does not fit a slab of {}",
+                                                    bytes, options_.slab_bytes));
   }
   const uint64_t rounded = RoundUp(bytes, kExtentBytes);
-  auto& runs = free_[name_space];
-  auto best = runs.lower_bound({rounded, 0, 0});
-  if (best == runs.end()) {
-    if (slabs_.size() < max_slabs_) {
-      TIERCEL_TRY(MakeSlab(name_space));
-    } else if (!AdoptEmptySlab(name_space)) {
-      return Fail(Code::kResourceExhausted, "host memory is full");
-    }
-    best = runs.lower_bound({rounded, 0, 0});
-    TIERCEL_CHECK(best != runs.end());
+  const auto find = [&]() -> std::optional<FreeKey> {
+    const auto free = free_.find(name_space);
+    if (free == free_.end()) return std::nullopt;
+    const auto run = free->second.by_size.lower_bound({rounded, 0, 0});
+    if (run == free->second.by_size.end()) return std::nullopt;
+    return *run;
+  };
+  std::optional<FreeKey> best = find();
+  if (!best) {
+    Status made = Fail(Code::kResourceExhausted, "host memory is full");
+    if (slabs_.size() < max_slabs_) made = MakeSlab(name_space);
+    if (!made && !AdoptEmptySlab(name_space)) return tl::unexpected<Error>(made.error());
+    best = find();
+    TIERCEL_CHECK(best);
   }
   const auto [run_bytes, slab_id, offset] = *best;
   Slab& slab = slabs_[slab_id];
   RemoveRun(slab, slab.runs.find(offset));
   if (run_bytes > rounded) AddRun(slab, offset + rounded, run_bytes - rounded);
-  slab.used += rounded;
+  slab.extents.emplace(offset, Used{rounded, nullptr});
   used_bytes_ += rounded;
   return Extent{slab_id, offset, rounded};
 }
@@ -168,8 +192,10 @@ void HostArena::Free(const Extent& extent) {
   Slab& slab = slabs_[extent.slab];
   uint64_t offset = extent.offset;
   uint64_t bytes = extent.bytes;
+  const auto used = slab.extents.find(offset);
+  TIERCEL_CHECK(used != slab.extents.end() && used->second.bytes == bytes);  // Else freed twice.
+  slab.extents.erase(used);
   auto next = slab.runs.lower_bound(offset);
-  TIERCEL_CHECK(next == slab.runs.end() || next->first >= offset + bytes);  // Else freed twice.
   if (next != slab.runs.end() && next->first == offset + bytes) {
     bytes += next->second;
     const auto merged = next++;
@@ -185,13 +211,46 @@ void HostArena::Free(const Extent& extent) {
     }
   }
   AddRun(slab, offset, bytes);
-  slab.used -= extent.bytes;
   used_bytes_ -= extent.bytes;
+}
+
+void HostArena::SetOwner(const Extent& extent, Block* owner) {
+  const auto used = slabs_[extent.slab].extents.find(extent.offset);
+  TIERCEL_CHECK(used != slabs_[extent.slab].extents.end());
+  used->second.owner = owner;
+}
+
+HostArena::Neighbour HostArena::Before(uint32_t slab, uint64_t offset) const {
+  const Slab& in = slabs_[slab];
+  if (auto run = in.runs.lower_bound(offset); run != in.runs.begin()) {
+    --run;
+    if (run->first + run->second == offset) return {run->first, run->second, true, nullptr};
+  }
+  if (auto used = in.extents.lower_bound(offset); used != in.extents.begin()) {
+    --used;
+    return {used->first, used->second.bytes, false, used->second.owner};
+  }
+  return {};
+}
+
+HostArena::Neighbour HostArena::After(uint32_t slab, uint64_t offset) const {
+  const Slab& in = slabs_[slab];
+  if (const auto run = in.runs.find(offset); run != in.runs.end()) {
+    return {run->first, run->second, true, nullptr};
+  }
+  const auto used = in.extents.find(offset);
+  if (used == in.extents.end()) return {};
+  return {used->first, used->second.bytes, false, used->second.owner};
 }
 
 uint64_t HostArena::largest_free_run(uint32_t name_space) const {
   const auto found = free_.find(name_space);
-  return found == free_.end() || found->second.empty() ? 0 : std::get<0>(*found->second.rbegin());
+  return found == free_.end() ? 0 : std::get<0>(*found->second.by_size.rbegin());
+}
+
+uint64_t HostArena::free_bytes(uint32_t name_space) const {
+  const auto found = free_.find(name_space);
+  return found == free_.end() ? 0 : found->second.bytes;
 }
 
 }  // namespace tiercel

@@ -8,7 +8,8 @@ namespace tiercel {
 namespace {
 
 void AppendBe32(std::string& out, uint32_t value) {
-  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(value >> shift & 255));
+  for (int shift = 24; shift >= 0; shift -= 8)
+    out.push_back(static_cast<char>(value >> shift & 255));
 }
 
 uint32_t LoadBe32(std::string_view bytes, size_t at) {
@@ -20,8 +21,8 @@ uint32_t LoadBe32(std::string_view bytes, size_t at) {
 }  // namespace
 
 // Header: magic u32 | version u32 | segment u32 | n u32 | crc32c of the entries u32 | zero 12.
-// Entry: key 32 | parent 32 | anchor 32 | scope 16 | generation u64 | raw_bytes u64 | name_space u32 |
-// chain_index u32 | record_bytes u32 | slot u32 | quality u8 | zero 15.
+// Entry: key 32 | parent 32 | anchor 32 | scope 16 | generation u64 | raw_bytes u64 | name_space
+// u32 | chain_index u32 | record_bytes u32 | slot u32 | quality u8 | zero 15.
 std::string EncodeManifest(uint32_t segment, const std::vector<SsdEntry>& entries) {
   std::string out(kManifestHeaderBytes + entries.size() * kManifestEntryBytes, '\0');
   auto* base = reinterpret_cast<std::byte*>(out.data());
@@ -57,13 +58,15 @@ Result<std::vector<SsdEntry>> DecodeManifest(std::string_view bytes, uint32_t ex
   if (LoadLe<uint32_t>(base) != kManifestMagic) return bad("the magic is not TCM1");
   if (LoadLe<uint32_t>(base + 4) != kManifestVersion) {
     return Fail(Code::kUnimplemented,
-                fmt::format("manifest of segment {}: version {}, this build reads {}", expected_segment,
-                            LoadLe<uint32_t>(base + 4), kManifestVersion));
+                fmt::format("manifest of segment {}: version {}, this build reads {}",
+                            expected_segment, LoadLe<uint32_t>(base + 4), kManifestVersion));
   }
   if (LoadLe<uint32_t>(base + 8) != expected_segment) return bad("it names another segment");
   const auto n = LoadLe<uint32_t>(base + 12);
-  if (bytes.size() != kManifestHeaderBytes + uint64_t{n} * kManifestEntryBytes) return bad("its length does not fit its count");
-  if (LoadLe<uint32_t>(base + 16) != Crc32c(AsBytes(bytes).subspan(kManifestHeaderBytes))) return bad("checksum mismatch");
+  if (bytes.size() != kManifestHeaderBytes + uint64_t{n} * kManifestEntryBytes)
+    return bad("its length does not fit its count");
+  if (LoadLe<uint32_t>(base + 16) != Crc32c(AsBytes(bytes).subspan(kManifestHeaderBytes)))
+    return bad("checksum mismatch");
   std::vector<SsdEntry> entries(n);
   const std::byte* p = base + kManifestHeaderBytes;
   for (SsdEntry& entry : entries) {

@@ -20,7 +20,8 @@ inline constexpr size_t kManifestEntryBytes = 160;
 inline constexpr uint32_t kManifestSlot = 0xffffffff;
 
 std::string EncodeManifest(uint32_t segment, const std::vector<SsdEntry>& entries);
-// Errors: kDataLoss names what does not fit; kUnimplemented: another version. expected_segment must agree.
+// Errors: kDataLoss names what does not fit; kUnimplemented: another version. expected_segment must
+// agree.
 Result<std::vector<SsdEntry>> DecodeManifest(std::string_view bytes, uint32_t expected_segment);
 
 // be32 segment | be32 slot | 32-byte key; the manifest's key ends after the slot.

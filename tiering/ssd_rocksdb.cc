@@ -3,29 +3,26 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <rocksdb/convenience.h>
-#include <rocksdb/db.h>
-#include <rocksdb/rate_limiter.h>
-#include <rocksdb/slice.h>
 #include <rocksdb/sst_file_writer.h>
-#include <rocksdb/table.h>
 #include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <deque>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <thread>
-#include <unordered_map>
 #include <utility>
 
 #include "base/check.h"
 #include "base/inbox.h"
 #include "base/log.h"
-#include "base/mutex.h"
+#include "tiering/ssd_database.h"
 #include "tiering/ssd_manifest.h"
+#include "tiering/ssd_movers.h"
 
 namespace tiercel {
 namespace {
@@ -33,151 +30,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kFormatLine = "tiercel-ssd 1";
-constexpr Nanos kRetryAfter = 5 * kSecond;  // How long a failing disk is left alone.
-
-Error FromRocks(const rocksdb::Status& status, std::string_view what) {
-  Code code = Code::kUnavailable;
-  if (status.IsNotFound()) code = Code::kNotFound;
-  if (status.IsCorruption()) code = Code::kDataLoss;
-  if (status.IsNoSpace()) code = Code::kUnavailable;
-  return {code, fmt::format("{}: {}", what, status.ToString())};
-}
-
-rocksdb::Slice ToSlice(ByteSpan bytes) {
-  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
-}
-std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
-
-rocksdb::BlockBasedTableOptions TableOptions() {
-  rocksdb::BlockBasedTableOptions table;
-  // The distribution's RocksDB has CRC-32C in software only; XXH3 costs a quarter of it.
-  table.checksum = rocksdb::kXXH3;
-  table.format_version = 5;
-  table.no_block_cache = true;  // A record is read once into the host tier, which is the cache.
-  return table;
-}
-
-rocksdb::Options DataOptions(const SsdDisk::Options& options, bool direct_io) {
-  rocksdb::Options data;
-  data.create_if_missing = true;
-  data.create_missing_column_families = true;
-  data.compression = rocksdb::kNoCompression;
-  data.use_direct_reads = direct_io;
-  data.use_direct_io_for_flush_and_compaction = direct_io;
-  data.level_compaction_dynamic_level_bytes = true;
-  data.disable_auto_compactions = true;  // Segments are disjoint: there is nothing to compact.
-  data.ttl = 0;
-  data.periodic_compaction_seconds = 0;
-  data.max_open_files = -1;
-  data.max_background_jobs = 4;
-  data.keep_log_file_num = 2;
-  data.max_log_file_size = 4 << 20;
-  data.writable_file_max_buffer_size = 1 << 20;
-  data.table_factory.reset(rocksdb::NewBlockBasedTableFactory(TableOptions()));
-  if (options.write_bytes_per_second > 0) {
-    data.rate_limiter.reset(rocksdb::NewGenericRateLimiter(
-        static_cast<int64_t>(options.write_bytes_per_second), 10'000));
-  }
-  return data;
-}
-
-rocksdb::Options IndexOptions() {
-  rocksdb::Options index;
-  index.create_if_missing = true;
-  index.create_missing_column_families = true;
-  index.write_buffer_size = 8 << 20;
-  index.max_total_wal_size = 16 << 20;
-  index.keep_log_file_num = 2;
-  index.max_log_file_size = 4 << 20;
-  return index;
-}
-
-struct Database {
-  std::unique_ptr<rocksdb::DB> db;
-  std::vector<rocksdb::ColumnFamilyHandle*> families;  // One a shard.
-
-  Database() = default;
-  ~Database() { Close(); }
-  Database(const Database&) = delete;
-  Database& operator=(const Database&) = delete;
-
-  void Close() {
-    if (db == nullptr) return;
-    for (auto* family : families) db->DestroyColumnFamilyHandle(family);
-    const rocksdb::Status closed = db->Close();
-    if (!closed.ok()) LogWarn("ssd.close", {{"error", closed.ToString()}});
-    db.reset();
-  }
-};
-
-Status OpenDatabase(const std::string& path, const rocksdb::Options& options, uint32_t shards, Database* out) {
-  std::vector<std::string> present;
-  (void)rocksdb::DB::ListColumnFamilies(options, path, &present);
-  std::vector<std::string> names = {rocksdb::kDefaultColumnFamilyName};
-  for (uint32_t i = 0; i < shards; ++i) names.push_back("shard-" + std::to_string(i));
-  for (const std::string& name : present) {
-    if (std::find(names.begin(), names.end(), name) == names.end()) {
-      return Fail(Code::kFailedPrecondition,
-                  fmt::format("{} was written with more shards ({} is not among {}); keep the number of shards",
-                              path, name, shards));
-    }
-  }
-  std::vector<rocksdb::ColumnFamilyDescriptor> families;
-  for (const std::string& name : names) families.emplace_back(name, rocksdb::ColumnFamilyOptions(options));
-  rocksdb::DB* db = nullptr;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles;
-  const rocksdb::Status status = rocksdb::DB::Open(rocksdb::DBOptions(options), path, families, &handles, &db);
-  if (!status.ok()) return tl::unexpected<Error>(FromRocks(status, "opening " + path));
-  out->db.reset(db);
-  db->DestroyColumnFamilyHandle(handles.front());
-  out->families.assign(handles.begin() + 1, handles.end());
-  return OkStatus();
-}
-
-// A fixed set of threads over one bounded queue.
-class Movers {
- public:
-  using Task = UniqueFunction<void()>;
-  explicit Movers(uint32_t threads) {
-    for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { Run(); });
-  }
-  ~Movers() {
-    {
-      MutexLock lock(mutex_);
-      stop_ = true;
-    }
-    wake_.NotifyAll();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  void Push(Task task) {
-    {
-      MutexLock lock(mutex_);
-      tasks_.push_back(std::move(task));
-    }
-    wake_.NotifyOne();
-  }
-
- private:
-  void Run() {
-    for (;;) {
-      Task task;
-      {
-        MutexLock lock(mutex_);
-        while (tasks_.empty() && !stop_) wake_.Wait(mutex_);
-        if (tasks_.empty()) return;  // Stopping, and nothing is left.
-        task = std::move(tasks_.front());
-        tasks_.pop_front();
-      }
-      task();
-    }
-  }
-
-  Mutex mutex_;
-  CondVar wake_;
-  std::deque<Task> tasks_ TIERCEL_GUARDED_BY(mutex_);  // Bounded by the owner's own limits.
-  bool stop_ TIERCEL_GUARDED_BY(mutex_) = false;
-  std::vector<std::thread> threads_;
-};
+constexpr Nanos kRetryAfter = 5 * kSecond;      // How long a failing disk is left alone.
+constexpr uint32_t kReadErrorsToSwitchOff = 8;  // In a row.
 
 class Disk final : public SsdDisk {
  public:
@@ -204,18 +58,23 @@ class Disk final : public SsdDisk {
 class RocksStore final : public SsdStore {
  public:
   RocksStore(Disk& disk, uint32_t shard, const Options& options, const Clock& clock)
-      : disk_(disk), shard_(shard), options_(options), clock_(clock),
+      : disk_(disk),
+        shard_(shard),
+        options_(options),
+        clock_(clock),
         writers_(std::make_unique<Movers>(disk.options_.writers_per_shard)),
         readers_(std::make_unique<Movers>(disk.options_.readers_per_shard)) {}
   ~RocksStore() override { Shutdown(0); }
 
   Result<std::vector<SsdEntry>> Recover() override;
+  uint64_t last_generation() const override { return last_generation_; }
   void SetDropListener(std::function<void(const std::vector<SsdEntry>&)> on_dropped) override {
     on_dropped_ = std::move(on_dropped);
   }
   Status Append(const SsdEntry& entry, ByteSpan record,
                 UniqueFunction<void(Result<SsdLocation>)> done) override;
-  Status Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFunction<void(Status)> done) override;
+  Status Read(const SsdEntry& entry, MutableByteSpan dst,
+              UniqueFunction<void(Status)> done) override;
   void Flush(UniqueFunction<void(Status)> done) override;
   Status Clear(uint32_t name_space, const Scope& scope, uint64_t generation) override;
   void Verify(UniqueFunction<void(Result<VerifyReport>)> done) override;
@@ -228,6 +87,7 @@ class RocksStore final : public SsdStore {
   bool available() const override { return clock_.Now() >= off_until_; }
   std::string why() const override { return available() ? "" : why_; }
   Stats stats() const override;
+  Status CorruptForTest(const SsdEntry& entry, uint64_t bit) override;
   void Shutdown(Nanos timeout) override;
 
  private:
@@ -254,6 +114,7 @@ class RocksStore final : public SsdStore {
     uint64_t bytes;
     UniqueFunction<void(Status)> done;
     Status status;
+    bool io_error = false;
   };
   using Event = UniqueFunction<void()>;  // Made on a mover, run on the owner.
 
@@ -265,6 +126,7 @@ class RocksStore final : public SsdStore {
   }
   void Seal();
   Status WriteSegment(const Open& segment);
+  rocksdb::Status DeleteSegmentData(uint32_t number);
   void SegmentWritten(const std::shared_ptr<Open>& segment, const Status& status);
   void MakeRoom();
   void DropIfIdle(uint32_t number);
@@ -284,7 +146,13 @@ class RocksStore final : public SsdStore {
   uint32_t tasks_ = 0;  // Verifies and drops under way.
   std::map<uint32_t, Segment> segments_;
   std::vector<UniqueFunction<void(Status)>> flushes_;
+  bool flush_asked_ = false;  // FinishFlushes is in the inbox.
+  bool verifying_ = false;
+  uint32_t read_errors_ = 0;  // In a row.
   Status last_write_;
+  uint64_t last_generation_ = 0;
+  std::atomic<bool> abandon_{false};  // Shutting down: writes that have not begun are given up.
+  std::atomic<bool> resume_{false};   // The databases saw an error; ask them to go on.
   Nanos off_until_ = 0;
   std::string why_;
   Stats stats_;
@@ -307,7 +175,8 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
     }
     uint32_t segment = 0;
     uint32_t slot = 0;
-    if (key.size() != 5 || key.front() != 's' || !ParseSegment(std::string(key.substr(1)) + "\xff\xff\xff\xff", &segment, &slot)) {
+    if (key.size() != 5 || key.front() != 's' ||
+        !ParseSegment(std::string(key.substr(1)) + "\xff\xff\xff\xff", &segment, &slot)) {
       ++bad_manifests;
       continue;
     }
@@ -318,7 +187,10 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
     }
     segments_[segment].entries = std::move(*entries);
   }
-  if (!it->status().ok()) return tl::unexpected<Error>(FromRocks(it->status(), "reading the index"));
+  if (!it->status().ok())
+    return tl::unexpected<Error>(FromRocks(it->status(), "reading the index"));
+  for (const auto& [mark, generation] : clears)
+    last_generation_ = std::max(last_generation_, generation);
 
   // What lies in the data without being indexed was ingested just before a crash; what is indexed
   // without lying there was being dropped.
@@ -328,7 +200,7 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
   for (const auto& file : files) {
     uint32_t segment = 0;
     uint32_t slot = 0;
-    if (file.column_family_name != "shard-" + std::to_string(shard_)) continue;
+    if (file.column_family_name != FamilyName(shard_)) continue;
     if (ParseSegment(file.smallestkey, &segment, &slot)) on_disk[segment] += file.size;
   }
   for (auto seg = segments_.begin(); seg != segments_.end();) {
@@ -354,7 +226,8 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
       segments_[segment].dropping = true;  // Unreadable: given up below.
       continue;
     }
-    const rocksdb::Status put = index.Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment), ToView(manifest));
+    const rocksdb::Status put =
+        index.Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment), ToView(manifest));
     if (!put.ok()) return tl::unexpected<Error>(FromRocks(put, "indexing a segment again"));
     segments_[segment].entries = std::move(*entries);
     ++reindexed;
@@ -364,9 +237,11 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
   for (auto& [number, segment] : segments_) {
     for (const SsdEntry& entry : segment.entries) {
       segment.bytes += entry.record_bytes;
+      last_generation_ = std::max(last_generation_, entry.generation);
       const auto cleared = [&](const Scope& scope) {
         std::string mark = "c";
-        mark.append(reinterpret_cast<const char*>(&entry.name_space), 4).append(AsText(scope.bytes));
+        mark.append(reinterpret_cast<const char*>(&entry.name_space), 4)
+            .append(AsText(scope.bytes));
         const auto found = clears.find(mark);
         return found != clears.end() && entry.generation <= found->second;
       };
@@ -376,14 +251,18 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
     if (segment.dropping) hopeless.push_back(number);
   }
   for (const uint32_t number : hopeless) DropIfIdle(number);
-  LogInfo("ssd.recovered", {{"shard", shard_}, {"segments", segments_.size()}, {"blocks", all.size()},
-                            {"reindexed", reindexed}, {"bad_manifests", bad_manifests}});
+  LogInfo("ssd.recovered", {{"shard", shard_},
+                            {"segments", segments_.size()},
+                            {"blocks", all.size()},
+                            {"reindexed", reindexed},
+                            {"bad_manifests", bad_manifests}});
   return all;
 }
 
 Status RocksStore::Append(const SsdEntry& entry, ByteSpan record,
                           UniqueFunction<void(Result<SsdLocation>)> done) {
-  if (shut_down_ || !available()) return Fail(Code::kUnavailable, why_.empty() ? "the SSD tier is closed" : why_);
+  if (shut_down_ || !available())
+    return Fail(Code::kUnavailable, why_.empty() ? "the SSD tier is closed" : why_);
   if (stats_.queued_bytes + record.size() > options_.max_queued_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
@@ -391,8 +270,10 @@ Status RocksStore::Append(const SsdEntry& entry, ByteSpan record,
     open_.began = clock_.Now();
     open_.segment = next_segment_++;
   }
+  last_generation_ = std::max(last_generation_, entry.generation);
   open_.appends.push_back({entry, record, std::move(done)});
-  open_.appends.back().entry.where = {open_.segment, static_cast<uint32_t>(open_.appends.size() - 1)};
+  open_.appends.back().entry.where = {open_.segment,
+                                      static_cast<uint32_t>(open_.appends.size() - 1)};
   open_.bytes += record.size();
   stats_.queued_bytes += record.size();
   if (open_.bytes >= options_.segment_bytes) Seal();
@@ -406,14 +287,21 @@ void RocksStore::Seal() {
   open_ = Open();
   ++writing_;
   writers_->Push([this, sealed] {
-    Status status = WriteSegment(*sealed);
+    Status status = abandon_.load(std::memory_order_relaxed)
+                        ? Fail(Code::kUnavailable, "shut down before it was written")
+                        : WriteSegment(*sealed);
     Tell([this, sealed, status] { SegmentWritten(sealed, status); });
   });
 }
 
 // On a writer's thread.
 Status RocksStore::WriteSegment(const Open& segment) {
-  const std::string path = fmt::format("{}/staging/{}-{}.sst", disk_.options_.path, shard_, segment.segment);
+  if (resume_.exchange(false)) {
+    (void)disk_.data_.db->Resume();  // Whether it helped, the write will tell.
+    (void)disk_.index_.db->Resume();
+  }
+  const std::string path =
+      fmt::format("{}/staging/{}-{}.sst", disk_.options_.path, shard_, segment.segment);
   rocksdb::Options sst = DataOptions(disk_.options_, disk_.direct_io_);
   sst.rate_limiter = disk_.data_.db->GetDBOptions().rate_limiter;
   rocksdb::EnvOptions env;
@@ -432,7 +320,8 @@ Status RocksStore::WriteSegment(const Open& segment) {
   std::vector<SsdEntry> entries;
   entries.reserve(segment.appends.size());
   for (const Append1& append : segment.appends) {
-    status = writer.Put(DataKey(segment.segment, append.entry.where.slot, &append.entry.key), ToSlice(append.record));
+    status = writer.Put(DataKey(segment.segment, append.entry.where.slot, &append.entry.key),
+                        ToSlice(append.record));
     if (!status.ok()) return fail(status, "writing a segment");
     entries.push_back(append.entry);
   }
@@ -449,15 +338,30 @@ Status RocksStore::WriteSegment(const Open& segment) {
   ingest.verify_checksums_before_ingest = false;
   status = disk_.data_.db->IngestExternalFile(data_family(), {path}, ingest);
   if (!status.ok()) return fail(status, "ingesting a segment");
-  status = disk_.index_.db->Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment.segment), manifest);
-  if (!status.ok()) return fail(status, "indexing a segment");
+  status = disk_.index_.db->Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment.segment),
+                                manifest);
+  if (!status.ok()) {
+    // It is told as failed, so it must not fill the disk unaccounted.
+    (void)DeleteSegmentData(segment.segment);
+    return fail(status, "indexing a segment");
+  }
   return OkStatus();
+}
+
+rocksdb::Status RocksStore::DeleteSegmentData(uint32_t number) {
+  const std::string begin = DataKey(number, 0, nullptr);
+  const std::string end = DataKey(number + 1, 0, nullptr);
+  const rocksdb::Slice begin_slice(begin);
+  const rocksdb::Slice end_slice(end);
+  const rocksdb::RangePtr range(&begin_slice, &end_slice);
+  return rocksdb::DeleteFilesInRanges(disk_.data_.db.get(), data_family(), &range, 1,
+                                      /*include_end=*/false);
 }
 
 void RocksStore::SegmentWritten(const std::shared_ptr<Open>& written, const Status& status) {
   --writing_;
   stats_.queued_bytes -= written->bytes;
-  last_write_ = status;
+  if (!status) last_write_ = status;
   if (status) {
     Segment& segment = segments_[written->segment];
     segment.bytes = written->bytes;
@@ -467,7 +371,7 @@ void RocksStore::SegmentWritten(const std::shared_ptr<Open>& written, const Stat
     stats_.written_bytes += written->bytes;
   } else {
     ++stats_.failed_writes;
-    SwitchOff(status.error());
+    if (!abandon_) SwitchOff(status.error());
   }
   for (Append1& append : written->appends) {
     append.done(status ? Result<SsdLocation>(append.entry.where)
@@ -480,23 +384,28 @@ void RocksStore::FinishFlushes() {
   if (writing_ > 0 || !open_.appends.empty()) return;
   auto flushes = std::exchange(flushes_, {});
   for (auto& done : flushes) done(last_write_);
+  last_write_ = OkStatus();
 }
 
 void RocksStore::SwitchOff(const Error& why) {
   why_ = why.message;
   off_until_ = clock_.Now() + kRetryAfter;
+  resume_ = true;
   LogWarn("ssd.off", {{"shard", shard_}, {"why", why.message}});
 }
 
-Status RocksStore::Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFunction<void(Status)> done) {
+Status RocksStore::Read(const SsdEntry& entry, MutableByteSpan dst,
+                        UniqueFunction<void(Status)> done) {
   const auto found = segments_.find(entry.where.segment);
   if (shut_down_ || found == segments_.end() || found->second.dropping) {
     return Fail(Code::kNotFound, "the segment is gone");
   }
+  if (!available()) return Fail(Code::kUnavailable, why_);
   if (stats_.queued_reads >= options_.max_queued_reads) {
     return Fail(Code::kResourceExhausted, "too many SSD reads are waiting");
   }
-  if (dst.size() < entry.record_bytes) return Fail(Code::kInvalidArgument, "the buffer is too small");
+  if (dst.size() < entry.record_bytes)
+    return Fail(Code::kInvalidArgument, "the buffer is too small");
   ++stats_.queued_reads;
   ++found->second.readers;
   found->second.last_read = ++reads_;
@@ -508,12 +417,17 @@ Status RocksStore::Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFuncti
     rocksdb::ReadOptions options;
     options.fill_cache = false;
     rocksdb::PinnableSlice value;
-    const rocksdb::Status got =
-        disk_.data_.db->Get(options, data_family(), DataKey(entry.where.segment, entry.where.slot, &entry.key), &value);
+    const rocksdb::Status got = disk_.data_.db->Get(
+        options, data_family(), DataKey(entry.where.segment, entry.where.slot, &entry.key), &value);
     if (!got.ok()) {
-      read->status = tl::unexpected<Error>(FromRocks(got, "reading a block"));
+      Error error = FromRocks(got, "reading a block");
+      // One sector that cannot be read costs one block, not the tier.
+      read->io_error = error.code == Code::kUnavailable;
+      if (read->io_error) error.code = Code::kDataLoss;
+      read->status = tl::unexpected<Error>(std::move(error));
     } else if (value.size() != entry.record_bytes) {
-      read->status = Fail(Code::kDataLoss, fmt::format("a block of {} bytes reads as {}", entry.record_bytes, value.size()));
+      read->status = Fail(Code::kDataLoss, fmt::format("a block of {} bytes reads as {}",
+                                                       entry.record_bytes, value.size()));
     } else {
       std::memcpy(dst.data(), value.data(), value.size());
       if (options_.verify_record) read->status = options_.verify_record(dst.first(value.size()));
@@ -522,6 +436,8 @@ Status RocksStore::Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFuncti
       --stats_.queued_reads;
       stats_.read_bytes += read->bytes;
       if (!read->status && read->status.error().code == Code::kDataLoss) ++stats_.corrupt_reads;
+      read_errors_ = read->io_error ? read_errors_ + 1 : 0;
+      if (read_errors_ >= kReadErrorsToSwitchOff) SwitchOff(read->status.error());
       if (const auto segment = segments_.find(read->segment); segment != segments_.end()) {
         --segment->second.readers;
         if (segment->second.dropping) DropIfIdle(read->segment);
@@ -554,30 +470,29 @@ void RocksStore::MakeRoom() {
 void RocksStore::DropIfIdle(uint32_t number) {
   const auto found = segments_.find(number);
   if (found == segments_.end() || found->second.readers > 0) return;
+  if (shut_down_) return;  // It stays on disk, and is there again at the next start.
   segments_.erase(found);
   ++tasks_;
   writers_->Push([this, number] {
     // Index first: an entry without data is a miss, data without an entry would come back.
-    rocksdb::Status status = disk_.index_.db->Delete(rocksdb::WriteOptions(), index_family(), IndexKey(number));
-    const std::string begin = DataKey(number, 0, nullptr);
-    const std::string end = DataKey(number + 1, 0, nullptr);
-    const rocksdb::Slice begin_slice(begin);
-    const rocksdb::Slice end_slice(end);
-    const rocksdb::RangePtr range(&begin_slice, &end_slice);
-    if (status.ok()) {
-      status = rocksdb::DeleteFilesInRanges(disk_.data_.db.get(), data_family(), &range, 1, /*include_end=*/false);
-    }
+    rocksdb::Status status =
+        disk_.index_.db->Delete(rocksdb::WriteOptions(), index_family(), IndexKey(number));
+    if (status.ok()) status = DeleteSegmentData(number);
     if (!status.ok()) LogWarn("ssd.drop", {{"segment", number}, {"error", status.ToString()}});
     Tell([this] { --tasks_; });
   });
 }
 
 void RocksStore::Flush(UniqueFunction<void(Status)> done) {
-  last_write_ = OkStatus();
+  if (flushes_.empty()) last_write_ = OkStatus();
   flushes_.push_back(std::move(done));
   Seal();
   // Through the inbox, so that done never runs inside Flush.
-  Tell([this] { FinishFlushes(); });
+  if (std::exchange(flush_asked_, true)) return;
+  Tell([this] {
+    flush_asked_ = false;
+    FinishFlushes();
+  });
 }
 
 Status RocksStore::Clear(uint32_t name_space, const Scope& scope, uint64_t generation) {
@@ -589,48 +504,94 @@ Status RocksStore::Clear(uint32_t name_space, const Scope& scope, uint64_t gener
   options.sync = true;
   const rocksdb::Status put = disk_.index_.db->Put(options, index_family(), mark, value);
   if (!put.ok()) return tl::unexpected<Error>(FromRocks(put, "marking what is cleared"));
+  last_generation_ = std::max(last_generation_, generation);
   return OkStatus();
 }
 
 void RocksStore::Verify(UniqueFunction<void(Result<VerifyReport>)> done) {
   ++tasks_;
   auto told = std::make_shared<UniqueFunction<void(Result<VerifyReport>)>>(std::move(done));
-  readers_->Push([this, told] {
+  if (std::exchange(verifying_, true) || shut_down_) {
+    Tell([this, told] {
+      --tasks_;
+      (*told)(Fail(Code::kResourceExhausted, "a verification is under way"));
+    });
+    return;
+  }
+  std::vector<SsdEntry> entries;
+  for (const auto& [number, segment] : segments_) {
+    entries.insert(entries.end(), segment.entries.begin(), segment.entries.end());
+  }
+  struct Bad {
+    uint32_t segment;
+    std::string what;
+  };
+  readers_->Push([this, told, entries = std::move(entries)] {
     VerifyReport report;
-    const auto find = [&report](std::string what) {
-      ++report.bad;
-      if (report.findings.size() < 100) report.findings.push_back(std::move(what));
-    };
+    std::vector<Bad> bad;
     rocksdb::ReadOptions options;
     options.fill_cache = false;
-    options.readahead_size = 2 << 20;
-    std::unique_ptr<rocksdb::Iterator> it(disk_.data_.db->NewIterator(options, data_family()));
-    for (it->SeekToFirst(); it->Valid(); it->Next()) {
-      uint32_t segment = 0;
-      uint32_t slot = 0;
-      if (!ParseSegment(ToView(it->key()), &segment, &slot)) {
-        find("a key that is not ours: " + ToHex(AsBytes(ToView(it->key()))));
-        continue;
+    for (const SsdEntry& entry : entries) {
+      if (abandon_.load(std::memory_order_relaxed)) break;
+      rocksdb::PinnableSlice value;
+      const rocksdb::Status got =
+          disk_.data_.db->Get(options, data_family(),
+                              DataKey(entry.where.segment, entry.where.slot, &entry.key), &value);
+      Status status = OkStatus();
+      if (!got.ok()) {
+        status = tl::unexpected<Error>(FromRocks(got, "reading a block"));
+      } else if (value.size() != entry.record_bytes) {
+        status = Fail(Code::kDataLoss,
+                      fmt::format("{} bytes, not {}", value.size(), entry.record_bytes));
+      } else if (options_.verify_record) {
+        status = options_.verify_record(AsBytes(ToView(value)));
       }
       ++report.records;
-      report.bytes += it->value().size();
-      const ByteSpan value = AsBytes(ToView(it->value()));
-      Status status = OkStatus();
-      if (slot == kManifestSlot) {
-        const auto entries = DecodeManifest(AsText(value), segment);
-        if (!entries) status = tl::unexpected<Error>(entries.error());
-        --report.records;
-      } else if (options_.verify_record) {
-        status = options_.verify_record(value);
-      }
-      if (!status) find(fmt::format("segment {} slot {}: {}", segment, slot, status.error().message));
+      report.bytes += value.size();
+      if (status) continue;
+      bad.push_back(
+          {entry.where.segment,
+           fmt::format("segment {} slot {} key {}: {}", entry.where.segment, entry.where.slot,
+                       ToHex(entry.key.bytes), status.error().message)});
     }
-    if (!it->status().ok()) find(it->status().ToString());
-    Tell([this, told, report = std::move(report)] {
+    Tell([this, told, report = std::move(report), bad = std::move(bad)]() mutable {
       --tasks_;
-      (*told)(report);
+      verifying_ = false;
+      for (Bad& one : bad) {
+        // What was dropped while we read is not missing.
+        const auto segment = segments_.find(one.segment);
+        if (segment == segments_.end() || segment->second.dropping) continue;
+        ++report.bad;
+        if (report.findings.size() < 100) report.findings.push_back(std::move(one.what));
+      }
+      (*told)(std::move(report));
     });
   });
+}
+
+// The record lies in its segment's file right behind its key and RocksDB's eight bytes of sequence.
+Status RocksStore::CorruptForTest(const SsdEntry& entry, uint64_t bit) {
+  std::vector<rocksdb::LiveFileMetaData> files;
+  disk_.data_.db->GetLiveFilesMetaData(&files);
+  const std::string key = DataKey(entry.where.segment, entry.where.slot, &entry.key);
+  for (const auto& file : files) {
+    if (file.column_family_name != FamilyName(shard_) || key < file.smallestkey ||
+        key > file.largestkey)
+      continue;
+    const std::string path = file.db_path + file.name;
+    std::fstream io(path, std::ios::in | std::ios::out | std::ios::binary);
+    const std::string bytes{std::istreambuf_iterator<char>(io), std::istreambuf_iterator<char>()};
+    const size_t at = bytes.find(key);
+    if (at == std::string::npos) break;
+    const size_t byte = at + key.size() + 8 + bit / 8 % entry.record_bytes;
+    if (byte >= bytes.size()) break;
+    io.clear();
+    io.seekp(static_cast<std::streamoff>(byte));
+    io.put(static_cast<char>(bytes[byte] ^ (1 << bit % 8)));
+    io.flush();
+    return io ? OkStatus() : Fail(Code::kUnavailable, "cannot write " + path);
+  }
+  return Fail(Code::kNotFound, "the record is in no file of this store");
 }
 
 size_t RocksStore::Poll() {
@@ -656,7 +617,8 @@ void RocksStore::Shutdown(Nanos timeout) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   shut_down_ = true;
-  writers_.reset();  // Finishes what it has begun; nothing is left half-written.
+  abandon_ = true;
+  writers_.reset();
   readers_.reset();
   while (Poll() > 0) {
   }
@@ -672,9 +634,10 @@ Result<std::unique_ptr<SsdStore>> Disk::OpenShard(uint32_t shard, const SsdStore
     return Fail(Code::kInvalidArgument, fmt::format("shard {} of {}", shard, options_.shards));
   }
   if (options.segment_bytes == 0 || options.capacity_bytes < 2 * options.segment_bytes) {
-    return Fail(Code::kInvalidArgument, fmt::format("an SSD capacity of {} holds no two segments of {}",
-                                                    FormatBytes(options.capacity_bytes),
-                                                    FormatBytes(options.segment_bytes)));
+    return Fail(
+        Code::kInvalidArgument,
+        fmt::format("an SSD capacity of {} holds no two segments of {}",
+                    FormatBytes(options.capacity_bytes), FormatBytes(options.segment_bytes)));
   }
   return std::make_unique<RocksStore>(*this, shard, options, clock);
 }
@@ -686,9 +649,11 @@ Status CheckFormat(const std::string& path) {
     std::string line;
     std::getline(in, line);
     if (line == kFormatLine) return OkStatus();
-    return Fail(Code::kFailedPrecondition,
-                fmt::format("{} says '{}', this build reads '{}': use another folder, or the build that wrote it",
-                            file, line.substr(0, 64), kFormatLine));
+    return Fail(
+        Code::kFailedPrecondition,
+        fmt::format(
+            "{} says '{}', this build reads '{}': use another folder, or the build that wrote it",
+            file, line.substr(0, 64), kFormatLine));
   }
   for (const auto& item : fs::directory_iterator(path)) {
     if (item.path().filename() == "LOCK") continue;
@@ -699,7 +664,8 @@ Status CheckFormat(const std::string& path) {
   std::ofstream out(file);
   out << kFormatLine << "\n";
   out.flush();
-  if (!out) return Fail(Code::kUnavailable, fmt::format("cannot write {}: {}", file, std::strerror(errno)));
+  if (!out)
+    return Fail(Code::kUnavailable, fmt::format("cannot write {}: {}", file, std::strerror(errno)));
   return OkStatus();
 }
 
@@ -712,19 +678,24 @@ Result<std::unique_ptr<SsdDisk>> SsdDisk::Open(const Options& options) {
   }
   std::error_code ec;
   fs::create_directories(options.path, ec);
-  if (ec) return Fail(Code::kUnavailable, fmt::format("cannot make {}: {}", options.path, ec.message()));
+  if (ec)
+    return Fail(Code::kUnavailable, fmt::format("cannot make {}: {}", options.path, ec.message()));
   const int lock_fd = open((options.path + "/LOCK").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   if (lock_fd < 0) {
-    return Fail(Code::kUnavailable, fmt::format("cannot open {}/LOCK: {}", options.path, std::strerror(errno)));
+    return Fail(Code::kUnavailable,
+                fmt::format("cannot open {}/LOCK: {}", options.path, std::strerror(errno)));
   }
   auto disk = std::make_unique<Disk>(options, lock_fd);
   if (flock(lock_fd, LOCK_EX | LOCK_NB) != 0) {
-    return Fail(Code::kFailedPrecondition, fmt::format("{} is in use by another process", options.path));
+    return Fail(Code::kFailedPrecondition,
+                fmt::format("{} is in use by another process", options.path));
   }
   TIERCEL_TRY(CheckFormat(options.path));
   fs::remove_all(options.path + "/staging", ec);
   fs::create_directories(options.path + "/staging", ec);
-  if (ec) return Fail(Code::kUnavailable, fmt::format("cannot make {}/staging: {}", options.path, ec.message()));
+  if (ec)
+    return Fail(Code::kUnavailable,
+                fmt::format("cannot make {}/staging: {}", options.path, ec.message()));
   // Some file systems have no O_DIRECT: better buffered than not at all, and said.
   const std::string probe = options.path + "/staging/probe";
   const int probe_fd = open(probe.c_str(), O_RDWR | O_CREAT | O_DIRECT | O_CLOEXEC, 0600);
@@ -732,7 +703,8 @@ Result<std::unique_ptr<SsdDisk>> SsdDisk::Open(const Options& options) {
   if (probe_fd >= 0) close(probe_fd);
   unlink(probe.c_str());
   if (options.direct_io && !disk->direct_io_) LogWarn("ssd.buffered", {{"path", options.path}});
-  TIERCEL_TRY(OpenDatabase(options.path + "/data", DataOptions(options, disk->direct_io_), options.shards, &disk->data_));
+  TIERCEL_TRY(OpenDatabase(options.path + "/data", DataOptions(options, disk->direct_io_),
+                           options.shards, &disk->data_));
   TIERCEL_TRY(OpenDatabase(options.path + "/index", IndexOptions(), options.shards, &disk->index_));
   return std::unique_ptr<SsdDisk>(std::move(disk));
 }

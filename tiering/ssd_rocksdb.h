@@ -1,6 +1,6 @@
 // The SSD tier on RocksDB: one SST a segment, made by SstFileWriter and ingested, keys in sequence
-// order, whole segments dropped. Why so, with measurements: docs/adr/0008-ssd-segments.md; byte tables:
-// docs/ssd-format.md.
+// order, whole segments dropped. Why so, with measurements: docs/adr/0008-ssd-segments.md; byte
+// tables: docs/ssd-format.md.
 //
 //   <path>/FORMAT        "tiercel-ssd 1"
 //   <path>/LOCK          held while open
@@ -9,14 +9,14 @@
 //   <path>/index/        RocksDB, a column family a shard: segment -> manifest; "clear" marks
 //   <path>/staging/      segments being written; emptied at open
 //
-// A segment is durable when its manifest is in the index, which is written after the ingest. A segment
-// ingested without that is indexed again at open, from the manifest that it carries itself.
+// A segment is durable when its manifest is in the index, which is written after the ingest. A
+// segment ingested without that is indexed again at open, from the manifest that it carries itself.
 //
-// SsdDisk is opened once a process and folder; its stores share one data database, one rate limiter and
-// the movers' budget. It must outlive its stores.
+// SsdDisk is opened once a process and folder; its stores share one data database, one rate limiter
+// and the movers' budget. It must outlive its stores.
 //
-// Errors of Open: kFailedPrecondition: another process has it, or another format wrote it (both named);
-// kInvalidArgument: options; kUnavailable: the file system refuses.
+// Errors of Open: kFailedPrecondition: another process has it, or another format wrote it (both
+// named); kInvalidArgument: options; kUnavailable: the file system refuses.
 #ifndef TIERCEL_TIERING_SSD_ROCKSDB_H_
 #define TIERCEL_TIERING_SSD_ROCKSDB_H_
 
@@ -46,7 +46,8 @@ class SsdDisk {
   virtual ~SsdDisk() = default;
 
   // Each shard once.
-  virtual Result<std::unique_ptr<SsdStore>> OpenShard(uint32_t shard, const SsdStore::Options& options,
+  virtual Result<std::unique_ptr<SsdStore>> OpenShard(uint32_t shard,
+                                                      const SsdStore::Options& options,
                                                       const Clock& clock) = 0;
   // False where the file system refused O_DIRECT and buffered I/O is used.
   virtual bool direct_io() const = 0;

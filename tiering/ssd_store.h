@@ -10,15 +10,16 @@
 //   Bytes on disk stay within the capacity plus one segment.
 //
 // Ownership: the record given to Append, and the buffer given to Read, stay until done has run.
-// Threads: the shard's owner calls everything, and every callback runs inside Poll or Shutdown. Movers
-// (writers, readers) own bytes in flight and decide nothing. event_fd() is readable when Poll has work
-// after an Arm() that said true.
+// Threads: the shard's owner calls everything, and every done runs inside Poll or Shutdown. Movers
+// (writers, readers) own bytes in flight and decide nothing. event_fd() is readable when Poll has
+// work after an Arm() that said true.
 //
 // Errors, to done or at once
 //   kResourceExhausted  too much waits to be written or read: an answer, not a failure.
 //   kNotFound           the segment is gone: a miss.
 //   kDataLoss           the bytes do not verify.
-//   kUnavailable        the disk is off (full, failing, or never given); why() says so, and the store
+//   kUnavailable        the disk is off (full, failing, or never given); why() says so, and the
+//   store
 //                       tries again by itself.
 //
 // Implementations: ssd_rocksdb.h, and tests/fakes/memory_ssd_store.h for the simulator.
@@ -55,13 +56,13 @@ struct SsdEntry {
   BlockKey parent;
   PlacementKey anchor;
   Scope scope;
-  uint32_t name_space = 0;   // Stable across restarts.
+  uint32_t name_space = 0;  // Stable across restarts.
   uint32_t chain_index = 0;
   uint32_t record_bytes = 0;
   uint64_t raw_bytes = 0;
   uint64_t generation = 0;
   QualityClass quality = QualityClass::kExact;
-  SsdLocation where;         // Filled in by the store.
+  SsdLocation where;  // Filled in by the store.
 };
 
 class SsdStore {
@@ -100,22 +101,28 @@ class SsdStore {
   // Everything that survived, oldest first. Once, before anything else.
   virtual Result<std::vector<SsdEntry>> Recover() = 0;
 
-  // Called from Poll with the entries of a segment that was given up; their locations are dead.
+  // The largest generation that this store was ever given, by Append or Clear, as far as it
+  // survived. New records must have larger ones: what was cleared must not take them with it.
+  virtual uint64_t last_generation() const = 0;
+
+  // Called from Append, Flush or Poll with the entries of a segment that was given up; their
+  // locations are dead.
   virtual void SetDropListener(std::function<void(const std::vector<SsdEntry>&)> on_dropped) = 0;
 
   virtual Status Append(const SsdEntry& entry, ByteSpan record,
                         UniqueFunction<void(Result<SsdLocation>)> done) = 0;
-  virtual Status Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFunction<void(Status)> done) = 0;
+  virtual Status Read(const SsdEntry& entry, MutableByteSpan dst,
+                      UniqueFunction<void(Status)> done) = 0;
 
   // Seals the open segment; done once all that was appended before is durable or has failed.
   virtual void Flush(UniqueFunction<void(Status)> done) = 0;
 
-  // From now on, and after any crash, entries of this name space (and scope, unless all zero) with a
-  // generation up to this one do not exist. Returns once that is on disk: an operator's call, not a
-  // hot one.
+  // From now on, and after any crash, entries of this name space (and scope, unless all zero) with
+  // a generation up to this one do not exist. Returns once that is on disk: an operator's call, not
+  // a hot one.
   virtual Status Clear(uint32_t name_space, const Scope& scope, uint64_t generation) = 0;
 
-  // Reads and checks every record, on a mover.
+  // Reads and checks every record, on a mover. One at a time: a second is told kResourceExhausted.
   virtual void Verify(UniqueFunction<void(Result<VerifyReport>)> done) = 0;
 
   virtual size_t Poll() = 0;
@@ -128,12 +135,11 @@ class SsdStore {
   virtual std::string why() const = 0;  // Why it is not available; empty when it is.
   virtual Stats stats() const = 0;
 
-  // Test builds and fault injection: flips one bit of a stored record where the store can.
-  virtual Status CorruptForTest(const SsdEntry& /*entry*/, uint64_t /*bit*/) {
-    return Fail(Code::kUnimplemented, "this store cannot flip bits");
-  }
+  // Fault injection: flips one bit of a stored record, where it rests.
+  virtual Status CorruptForTest(const SsdEntry& entry, uint64_t bit) = 0;
 
-  // Writes what can be written within the time, then stops the movers; callbacks run.
+  // Writes what can be written within the time, then stops the movers; all callbacks have run when
+  // it returns. A write that has begun is finished: at most one segment a writer.
   virtual void Shutdown(Nanos timeout) = 0;
 };
 

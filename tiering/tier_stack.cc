@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "base/check.h"
@@ -20,9 +21,7 @@ Pin& Pin::operator=(Pin&& other) noexcept {
   return *this;
 }
 
-ByteSpan Pin::record() const {
-  return {stack_->arena_->data(block_->host), block_->record_bytes};
-}
+ByteSpan Pin::record() const { return {stack_->arena_->data(block_->host), block_->record_bytes}; }
 
 void Pin::Release() {
   if (block_ != nullptr) stack_->Unpin(std::exchange(block_, nullptr));
@@ -55,13 +54,18 @@ void Reservation::Release() {
 // ---- making ------------------------------------------------------------------------------------
 
 struct TierStack::Waiting {
-  std::vector<FetchDone> fetches;
+  struct One {
+    FetchDone done;
+    Nanos deadline;
+  };
+  std::vector<One> fetches;
 };
 
 Result<std::unique_ptr<TierStack>> TierStack::Create(const Options& options, const Clock& clock,
                                                      std::unique_ptr<SsdStore> ssd) {
   TIERCEL_ASSIGN(auto arena, HostArena::Create(options.host));
-  auto stack = std::unique_ptr<TierStack>(new TierStack(options, clock, std::move(arena), std::move(ssd)));
+  auto stack =
+      std::unique_ptr<TierStack>(new TierStack(options, clock, std::move(arena), std::move(ssd)));
   if (stack->ssd_ != nullptr) {
     TIERCEL_ASSIGN(const std::vector<SsdEntry> entries, stack->ssd_->Recover());
     stack->Adopt(entries);
@@ -81,8 +85,14 @@ Result<std::unique_ptr<TierStack>> TierStack::Create(const Options& options, con
 
 TierStack::TierStack(const Options& options, const Clock& clock, std::unique_ptr<HostArena> arena,
                      std::unique_ptr<SsdStore> ssd)
-    : options_(options), clock_(clock), arena_(std::move(arena)), ssd_(std::move(ssd)),
-      index_(options.max_ghosts) {}
+    : options_(options),
+      clock_(clock),
+      arena_(std::move(arena)),
+      ssd_(std::move(ssd)),
+      index_(options.max_ghosts) {
+  policy_ =
+      options.make_policy ? options.make_policy(options.seed) : std::make_unique<TailFirstLru>();
+}
 
 TierStack::~TierStack() {
   Shutdown(0);
@@ -90,6 +100,8 @@ TierStack::~TierStack() {
 }
 
 void TierStack::Adopt(const std::vector<SsdEntry>& entries) {
+  // What was cleared holds no entry any more, yet its generations are spent.
+  next_generation_ = std::max(next_generation_, ssd_->last_generation() + 1);
   for (const SsdEntry& entry : entries) {
     next_generation_ = std::max(next_generation_, entry.generation + 1);
     Block* block = index_.Find(entry.key, entry.quality != QualityClass::kExact);
@@ -104,8 +116,8 @@ void TierStack::Adopt(const std::vector<SsdEntry>& entries) {
 
 // ---- looking -----------------------------------------------------------------------------------
 
-Block* TierStack::Select(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer,
-                         MissReason* reason) const {
+Block* TierStack::Select(uint32_t name_space, const BlockKey& key, QualityClass min_class,
+                         Prefer prefer, MissReason* reason) const {
   Block* exact = index_.Find(key, /*lossy=*/false);
   Block* lossy = index_.Find(key, /*lossy=*/true);
   if (exact != nullptr && exact->name_space != name_space) exact = nullptr;
@@ -117,6 +129,10 @@ Block* TierStack::Select(uint32_t name_space, const BlockKey& key, QualityClass 
   }
   if (exact == nullptr && lossy == nullptr) {
     *reason = index_.WhyAbsent(key);
+    if (*reason == MissReason::kNeverSeen && options_.explain_absent) {
+      const MissReason better = options_.explain_absent(name_space, key);
+      if (better != MissReason::kNone) *reason = better;
+    }
     return nullptr;
   }
   if (exact != nullptr && lossy != nullptr) {
@@ -141,16 +157,18 @@ void TierStack::Touch(uint32_t name_space, const std::vector<BlockKey>& keys) {
   for (auto key = keys.rbegin(); key != keys.rend(); ++key) {
     for (const bool lossy : {true, false}) {
       Block* block = index_.Find(*key, lossy);
-      if (block == nullptr || block->name_space != name_space || !index_.linked(block)) continue;
-      index_.Unlink(block);
-      index_.PushHottest(block);
+      if (block == nullptr || block->name_space != name_space || !policy_->Holds(*block)) continue;
+      policy_->Touch(*block);
     }
   }
 }
 
-void TierStack::CountMiss(MissReason reason) {
+void TierStack::AnswerMiss(FetchDone& done, MissReason reason) {
   ++stats_.misses;
   ++stats_.reasons[static_cast<size_t>(reason)];
+  Fetched fetched;
+  fetched.reason = reason;
+  done(std::move(fetched));
 }
 
 void TierStack::Answer(Block* block, FetchDone& done, Tier tier) {
@@ -164,60 +182,82 @@ void TierStack::Answer(Block* block, FetchDone& done, Tier tier) {
   done(std::move(fetched));
 }
 
-void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptions& options, FetchDone done) {
+void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptions& options,
+                      FetchDone done) {
   MissReason reason = MissReason::kUnknown;
   Block* block = Select(name_space, key, options.min_class, options.prefer, &reason);
   if (block != nullptr && block->host && !block->reading) return Answer(block, done, Tier::kHost);
-  if (block != nullptr && block->reading) {
-    reading_[block]->fetches.push_back(std::move(done));
+  if (block == nullptr) return AnswerMiss(done, reason);
+  if (options.deadline <= clock_.Now()) return AnswerMiss(done, MissReason::kDeadline);
+  next_deadline_ = std::min(next_deadline_, options.deadline);
+  if (block->reading) {
+    ++stats_.reads_shared;
+    block->transient = block->transient && !options.promote;
+    reading_[block]->fetches.push_back({std::move(done), options.deadline});
     return;
   }
-  const auto miss = [&](MissReason why) {
-    CountMiss(why);
-    Fetched fetched;
-    fetched.reason = why;
-    done(std::move(fetched));
-  };
-  if (block == nullptr) return miss(reason);
-  if (reading_.size() >= options_.max_waiting_fetches) return miss(MissReason::kBusy);
+  if (ssd_ == nullptr || reading_.size() >= options_.max_waiting_fetches) {
+    return AnswerMiss(done, MissReason::kBusy);
+  }
+  // Making room forgets blocks that are in RAM only, so never this one.
   Result<Extent> extent = AllocateEvicting(block->record_bytes, name_space);
-  if (!extent) return miss(MissReason::kBusy);
-  // Making room may have forgotten nothing of this block: it was not in RAM.
+  if (!extent) return AnswerMiss(done, MissReason::kBusy);
   block->host = *extent;
   block->reading = true;
   block->transient = !options.promote;
   auto waiting = std::make_unique<Waiting>();
-  waiting->fetches.push_back(std::move(done));
+  waiting->fetches.push_back({std::move(done), options.deadline});
   reading_.emplace(block, std::move(waiting));
   StartRead(block);
 }
 
+void TierStack::ExpireFetches() {
+  const Nanos now = clock_.Now();
+  if (now < next_deadline_) return;
+  next_deadline_ = INT64_MAX;
+  std::vector<FetchDone> late;
+  for (auto& [block, waiting] : reading_) {
+    std::erase_if(waiting->fetches, [&](Waiting::One& one) {
+      if (one.deadline > now) {
+        next_deadline_ = std::min(next_deadline_, one.deadline);
+        return false;
+      }
+      late.push_back(std::move(one.done));
+      return true;
+    });
+  }
+  for (FetchDone& done : late) AnswerMiss(done, MissReason::kDeadline);
+}
+
 void TierStack::StartRead(Block* block) {
-  const Status started = ssd_->Read(block->Entry(), {arena_->data(block->host), block->record_bytes},
-                                    [this, block](Status status) { FinishRead(block, std::move(status)); });
+  const Status started =
+      ssd_->Read(block->Entry(), {arena_->data(block->host), block->record_bytes},
+                 [this, block](Status status) { FinishRead(block, std::move(status)); });
   if (!started) FinishRead(block, tl::unexpected<Error>(started.error()));
 }
 
 void TierStack::FinishRead(Block* block, Status status) {
   const auto found = reading_.find(block);
   TIERCEL_CHECK(found != reading_.end());
-  std::vector<FetchDone> fetches = std::move(found->second->fetches);
+  std::vector<Waiting::One> fetches = std::move(found->second->fetches);
   reading_.erase(found);
   block->reading = false;
   if (status && !block->doomed) {
-    index_.PushHottest(block);
+    EnterRam(block);
     ++block->pins;  // Over the answers: the last fetcher may let go at once.
     ++pins_;
-    for (FetchDone& done : fetches) Answer(block, done, Tier::kSsd);
+    for (Waiting::One& one : fetches) Answer(block, one.done, Tier::kSsd);
     Unpin(block);
     return;
   }
-  arena_->Free(block->host);
-  block->host = {};
+  arena_->Free(std::exchange(block->host, {}));
   MissReason reason = MissReason::kEvicted;
   if (block->doomed) {
+    reason = index_.WhyAbsent(block->key);
+    if (reason == MissReason::kNeverSeen) reason = MissReason::kEvicted;
     delete block;
-  } else if (status.error().code == Code::kResourceExhausted || status.error().code == Code::kUnavailable) {
+  } else if (status.error().code == Code::kResourceExhausted ||
+             status.error().code == Code::kUnavailable) {
     reason = MissReason::kBusy;  // The block stays: the disk may come back.
     if (!block->ssd) Forget(block, MissReason::kEvicted);
   } else {
@@ -225,15 +265,9 @@ void TierStack::FinishRead(Block* block, Status status) {
       reason = MissReason::kCorrupt;
       ++stats_.corrupt;
     }
-    block->ssd = {};
     Forget(block, reason);
   }
-  for (FetchDone& done : fetches) {
-    CountMiss(reason);
-    Fetched fetched;
-    fetched.reason = reason;
-    done(std::move(fetched));
-  }
+  for (Waiting::One& one : fetches) AnswerMiss(one.done, reason);
 }
 
 void TierStack::Unpin(Block* block) {
@@ -241,11 +275,12 @@ void TierStack::Unpin(Block* block) {
   --pins_;
   if (--block->pins > 0) return;
   if (block->doomed) {
-    if (block->reading) return;
-    if (block->host) arena_->Free(block->host);
+    arena_->Free(block->host);
     delete block;
   } else if (block->transient && block->ssd) {
     DropHostCopy(block);
+  } else {
+    policy_->Unpinned(*block);
   }
 }
 
@@ -300,7 +335,8 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
       return Fail(Code::kAlreadyExists, "an equal or better record is here");
     }
   }
-  if (Block* worse = index_.Find(entry.key, lossy); worse != nullptr) Forget(worse, MissReason::kNone);
+  if (Block* worse = index_.Find(entry.key, lossy); worse != nullptr)
+    Forget(worse, MissReason::kNone);
   entry.raw_bytes = raw_bytes;
   entry.generation = next_generation_++;
   Block* block = index_.Insert(entry);
@@ -308,11 +344,7 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   reservation.stack_ = nullptr;
   --reserved_;
   ++stats_.puts;
-  index_.PushHottest(block);
-  if (block->chain_index % kBlocksPerRun != 0) {
-    Block* parent = index_.Find(block->parent, /*lossy=*/false);
-    if (parent != nullptr) ++parent->resident_children;
-  }
+  EnterRam(block);
   WriteBehind(block, std::move(durable));
   return OkStatus();
 }
@@ -322,6 +354,16 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
     if (durable) durable(Fail(Code::kUnavailable, "this node has no SSD tier"));
     return;
   }
+  // Records wait to be written in RAM, pinned: not so many that they crowd out everything else,
+  // unless their writer waits for the disk, and so waits for room too.
+  if (!durable && writing_bytes_ > 0 &&
+      writing_bytes_ + block->record_bytes > arena_->capacity_bytes() / 2) {
+    ++stats_.write_behind_skipped;
+    if (!std::exchange(hurrying_, true)) {
+      ssd_->Flush([this](Status) { hurrying_ = false; });  // What waits for company is written now.
+    }
+    return;
+  }
   ++block->pins;
   ++pins_;
   // The completion is shared, since Append may refuse it.
@@ -329,6 +371,7 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
   const Status queued =
       ssd_->Append(block->Entry(), {arena_->data(block->host), block->record_bytes},
                    [this, block, told](Result<SsdLocation> where) {
+                     writing_bytes_ -= block->record_bytes;
                      if (where) {
                        block->ssd = *where;
                        ++stats_.durable;
@@ -336,9 +379,13 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
                        ++stats_.write_behind_skipped;
                      }
                      Unpin(block);
-                     if (*told) (*told)(where ? OkStatus() : Status(tl::unexpected<Error>(where.error())));
+                     if (*told)
+                       (*told)(where ? OkStatus() : Status(tl::unexpected<Error>(where.error())));
                    });
-  if (queued) return;
+  if (queued) {
+    writing_bytes_ += block->record_bytes;
+    return;
+  }
   ++stats_.write_behind_skipped;
   Unpin(block);
   if (*told) (*told)(queued);
@@ -346,47 +393,123 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
 
 // ---- forgetting --------------------------------------------------------------------------------
 
-Result<Extent> TierStack::AllocateEvicting(uint64_t bytes, uint32_t name_space) {
-  for (;;) {
-    Result<Extent> extent = arena_->Allocate(bytes, name_space);
-    if (extent || extent.error().code != Code::kResourceExhausted) return extent;
-    if (!EvictOne(name_space)) return Fail(Code::kResourceExhausted, "everything in host memory is in use");
-  }
+void TierStack::EnterRam(Block* block) {
+  arena_->SetOwner(block->host, block);
+  policy_->Add(*block);
+  // A run is placed and found as one; across runs nothing is promised.
+  block->counted = block->chain_index % kBlocksPerRun != 0;
+  if (block->counted) index_.ChildEntered(block->parent);
 }
 
-bool TierStack::EvictOne(uint32_t prefer_name_space) {
-  // Coldest first; a block with a resident child is passed over as long as another can go.
-  Block* with_child = nullptr;
-  Block* foreign = nullptr;
-  for (Block* block = index_.coldest(); block != nullptr; block = block->hotter) {
-    if (block->pins > 0 || block->reading) continue;
-    if (block->resident_children > 0) {
-      if (with_child == nullptr) with_child = block;
-      continue;
-    }
-    if (block->name_space == prefer_name_space) {
-      DropHostCopy(block);
-      return true;
-    }
-    if (foreign == nullptr) foreign = block;
+void TierStack::LeaveRam(Block* block) {
+  if (!policy_->Holds(*block)) return;
+  policy_->Remove(*block);
+  arena_->SetOwner(block->host, nullptr);
+  if (std::exchange(block->counted, false)) index_.ChildLeft(block->parent);
+}
+
+Result<Extent> TierStack::AllocateEvicting(uint64_t bytes, uint32_t name_space) {
+  Result<Extent> extent = arena_->Allocate(bytes, name_space);
+  if (extent || extent.error().code != Code::kResourceExhausted) return extent;
+  const uint64_t unusable = arena_->free_bytes(name_space);
+  stats_.evicted_for_hole_bytes += unusable;
+  ++stats_.evicting_allocations;
+  while (EvictFor(bytes, name_space)) {
+    extent = arena_->Allocate(bytes, name_space);
+    if (extent || extent.error().code != Code::kResourceExhausted) return extent;
   }
-  Block* victim = foreign != nullptr ? foreign : with_child;
-  if (victim == nullptr) return false;
-  DropHostCopy(victim);
+  return Fail(Code::kResourceExhausted, "everything in host memory is in use");
+}
+
+// Makes some room; false: there is none to be made.
+bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
+  const auto fits = [this, bytes](const Block& block) {
+    uint64_t hole = block.host.bytes;
+    const auto before = arena_->Before(block.host.slab, block.host.offset);
+    const auto after = arena_->After(block.host.slab, block.host.offset + block.host.bytes);
+    if (before.free) hole += before.bytes;
+    if (after.free) hole += after.bytes;
+    return hole >= bytes;
+  };
+  Block* victim = policy_->Victim(name_space, fits);
+  if (victim == nullptr) return TakeSlab(name_space, UINT64_MAX);
+  if (evicted_since_look_ >= arena_->options().slab_bytes) {
+    evicted_since_look_ = 0;
+    if (TakeSlab(name_space, victim->stamp)) return true;
+  }
+  if (fits(*victim) || !MakeHole(victim, bytes)) DropHostCopy(victim);
+  return true;
+}
+
+// Evicts a block and neighbours of it, the colder side first, until `bytes` lie free together.
+// False, and nothing is done, when something in the way cannot go.
+bool TierStack::MakeHole(Block* around, uint64_t bytes) {
+  const uint32_t slab = around->host.slab;
+  uint64_t begin = around->host.offset;
+  uint64_t end = begin + around->host.bytes;
+  std::vector<Block*> out = {around};
+  while (end - begin < bytes) {
+    const auto before = arena_->Before(slab, begin);
+    const auto after = arena_->After(slab, end);
+    const auto age = [](const HostArena::Neighbour& side) -> uint64_t {
+      if (side.bytes == 0) return UINT64_MAX;
+      if (side.free) return 0;
+      if (side.owner == nullptr || !EvictionPolicy::CanGo(*side.owner)) return UINT64_MAX;
+      return side.owner->stamp;
+    };
+    const uint64_t age_before = age(before);
+    const uint64_t age_after = age(after);
+    if (age_before == UINT64_MAX && age_after == UINT64_MAX) return false;
+    const HostArena::Neighbour& side = age_before < age_after ? before : after;
+    (age_before < age_after ? begin : end) =
+        age_before < age_after ? side.offset : side.offset + side.bytes;
+    if (side.owner != nullptr) out.push_back(side.owner);
+  }
+  for (const Block* block : out) {
+    uint32_t children = 0;
+    for (const Block* other : out)
+      children += other->counted && other->parent == block->key ? 1u : 0u;
+    if (block->resident_children > children) return false;
+  }
+  for (Block* block : out) DropHostCopy(block);
+  return true;
+}
+
+// Empties the slab of another name space whose blocks were used longest ago, on average, if that
+// was before used_before. The arena then gives its memory to who asks.
+bool TierStack::TakeSlab(uint32_t name_space, uint64_t used_before) {
+  std::optional<uint32_t> oldest;
+  for (uint32_t slab = 0; slab < arena_->slabs(); ++slab) {
+    if (arena_->slab_owner(slab) == name_space) continue;
+    uint64_t blocks = 0;
+    double stamps = 0;
+    bool can_go = true;
+    arena_->ForEachExtent(slab, [&](const Block* owner) {
+      can_go = can_go && owner != nullptr && EvictionPolicy::CanGo(*owner);
+      ++blocks;
+      if (owner != nullptr) stamps += static_cast<double>(owner->stamp);
+    });
+    if (!can_go || blocks == 0) continue;
+    const auto mean = static_cast<uint64_t>(stamps / static_cast<double>(blocks));
+    if (mean >= used_before) continue;
+    used_before = mean;
+    oldest = slab;
+  }
+  if (!oldest) return false;
+  std::vector<Block*> out;
+  arena_->ForEachExtent(*oldest, [&](Block* owner) { out.push_back(owner); });
+  for (Block* block : out) DropHostCopy(block);
+  ++stats_.slabs_taken;
   return true;
 }
 
 void TierStack::DropHostCopy(Block* block) {
   TIERCEL_CHECK(block->pins == 0 && !block->reading && block->host);
-  index_.Unlink(block);
-  arena_->Free(block->host);
-  block->host = {};
+  LeaveRam(block);
+  evicted_since_look_ += block->host.bytes;
+  arena_->Free(std::exchange(block->host, {}));
   block->transient = false;
   ++stats_.evicted_host;
-  if (block->chain_index % kBlocksPerRun != 0) {
-    Block* parent = index_.Find(block->parent, /*lossy=*/false);
-    if (parent != nullptr && parent->resident_children > 0) --parent->resident_children;
-  }
   if (!block->ssd) {
     ++stats_.evicted;
     Forget(block, MissReason::kEvicted);
@@ -394,7 +517,7 @@ void TierStack::DropHostCopy(Block* block) {
 }
 
 void TierStack::Forget(Block* block, MissReason why) {
-  if (index_.linked(block)) index_.Unlink(block);
+  LeaveRam(block);
   if (why != MissReason::kNone) index_.Remember(block->key, why);
   std::unique_ptr<Block> gone = index_.Remove(block);
   if (gone->reading || gone->pins > 0) {
@@ -418,7 +541,8 @@ Result<uint64_t> TierStack::Clear(uint32_t name_space, const Scope& scope) {
   const bool every_scope = scope == Scope{};
   std::vector<Block*> cleared;
   index_.ForEach([&](Block* block) {
-    if (block->name_space == name_space && (every_scope || block->scope == scope)) cleared.push_back(block);
+    if (block->name_space == name_space && (every_scope || block->scope == scope))
+      cleared.push_back(block);
   });
   if (ssd_ != nullptr) TIERCEL_TRY(ssd_->Clear(name_space, scope, next_generation_ - 1));
   for (Block* block : cleared) Forget(block, MissReason::kCleared);
@@ -427,9 +551,15 @@ Result<uint64_t> TierStack::Clear(uint32_t name_space, const Scope& scope) {
 
 // ---- the rest ----------------------------------------------------------------------------------
 
-size_t TierStack::Poll() { return ssd_ == nullptr ? 0 : ssd_->Poll(); }
+size_t TierStack::Poll() {
+  const size_t happened = ssd_ == nullptr ? 0 : ssd_->Poll();
+  ExpireFetches();
+  return happened;
+}
 
-Nanos TierStack::next_wakeup() const { return ssd_ == nullptr ? INT64_MAX : ssd_->next_wakeup(); }
+Nanos TierStack::next_wakeup() const {
+  return ssd_ == nullptr ? INT64_MAX : std::min(ssd_->next_wakeup(), next_deadline_);
+}
 
 void TierStack::Flush(DurableDone done) {
   if (ssd_ == nullptr) return done(OkStatus());
@@ -440,6 +570,7 @@ void TierStack::Shutdown(Nanos timeout) {
   if (ssd_ == nullptr) return;
   ssd_->Shutdown(timeout);
   ssd_.reset();
+  TIERCEL_CHECK(reading_.empty());
 }
 
 TierStack::Stats TierStack::stats() const {
@@ -449,21 +580,27 @@ TierStack::Stats TierStack::stats() const {
   stats.host_capacity = arena_->capacity_bytes();
   stats.pinned = pins_;
   stats.index_bytes = index_.memory_bytes();
-  index_.ForEach([&stats](const Block* block) {
-    stats.record_bytes += block->record_bytes;
-    stats.raw_bytes += block->raw_bytes;
-    if (block->host) ++stats.host_blocks;
-  });
+  stats.record_bytes = index_.record_bytes();
+  stats.raw_bytes = index_.raw_bytes();
+  stats.host_blocks = policy_->size();
+  stats.reads_waiting = reading_.size();
+  if (stats.evicting_allocations > 0) {
+    stats.fragmentation = static_cast<double>(stats.evicted_for_hole_bytes) /
+                          static_cast<double>(stats.evicting_allocations) /
+                          static_cast<double>(stats.host_capacity);
+  }
   if (ssd_ != nullptr) stats.ssd = ssd_->stats();
   return stats;
 }
 
-std::vector<TierStack::Described> TierStack::Describe(uint32_t name_space, const BlockKey& key) const {
+std::vector<TierStack::Described> TierStack::Describe(uint32_t name_space,
+                                                      const BlockKey& key) const {
   std::vector<Described> found;
   for (const bool lossy : {false, true}) {
     const Block* block = index_.Find(key, lossy);
     if (block == nullptr || block->name_space != name_space) continue;
-    found.push_back({block->host ? Tier::kHost : Tier::kSsd, block->Entry(), block->pins, block->hits});
+    found.push_back(
+        {block->host ? Tier::kHost : Tier::kSsd, block->Entry(), block->pins, block->hits});
   }
   return found;
 }
@@ -480,7 +617,8 @@ Status TierStack::CorruptForTest(const BlockKey& key, uint64_t bit, Tier where) 
     return ssd_->CorruptForTest(block->Entry(), bit);
   }
   if (!block->host || block->reading) return Fail(Code::kNotFound, "the block is not in RAM");
-  arena_->data(block->host)[bit / 8 % block->record_bytes] ^= static_cast<std::byte>(1u << (bit % 8));
+  arena_->data(block->host)[bit / 8 % block->record_bytes] ^=
+      static_cast<std::byte>(1u << (bit % 8));
   return OkStatus();
 }
 

@@ -1,25 +1,31 @@
-// TierStack is a shard's blocks: which are here, in which tier, who holds them, and which are forgotten
-// next. The only class that knows two tiers.
+// TierStack is a shard's blocks: which are here, in which tier, who holds them, and which are
+// forgotten next. The only class that knows two tiers.
 //
 //   Reserve --> fill --> (caller verifies) --> Publish --> in RAM --> written behind to SSD
-//   Lookup: what is here, nothing changes      Fetch: a Pin, from RAM now or from SSD at a later Poll
-//   Touch: this chain was used, deepest first  (no room) --> the coldest unpinned block makes it
+//   Lookup: what is here, nothing changes      Fetch: a Pin, from RAM now or from SSD at a later
+//   Poll Touch: this chain was used, deepest first  (no room) --> the coldest unpinned block makes
+//   it
 //
-// A key holds at most one exact and one lossy record. A better class is always admitted, an equal or
-// worse one of the same kind is told kAlreadyExists.
+// A key holds at most one exact and one lossy record. A better class is always admitted, an equal
+// or worse one of the same kind is told kAlreadyExists.
+//
+// A name space evicts its own blocks; from another it takes a whole slab at a time, and only one
+// that was used longer ago than its own coldest block, or when it has nothing of its own that can
+// go.
 //
 // Invariants
 //   A block is visible only between Publish and its eviction; its bytes never change while it is.
 //   While a Pin lives its bytes neither move nor are reused. Pins never outlive the stack.
-//   Eviction has a victim as long as anything in RAM is neither pinned nor reserved nor being written;
-//   a block with a resident child in its run is passed over, which leaves its deepest descendant.
-//   A block of another name space is as absent as one that was never stored.
-//   Stats().misses is the sum over its reasons.
+//   Eviction has a victim as long as a block of the name space in RAM is neither pinned nor being
+//   written. A block with a resident child in its run is passed over, which leaves its deepest
+//   descendant; only the giving up of a whole slab asks nothing about children.
+//   Half of RAM pinned by writing to SSD is enough: beyond that, blocks are written behind only
+//   where Publish was given a `durable`. A block of another name space is as absent as one that was
+//   never stored. Stats().misses is the sum over its reasons.
 //
-// Ownership: the stack owns arena, index and store. Reservations and Pins borrow it, are move-only, and
-// are given back on the owner's thread.
-// Threads: the shard's owner alone; callbacks run inside Poll, Fetch or Shutdown.
-// Errors: named at each call.
+// Ownership: the stack owns arena, index and store. Reservations and Pins borrow it, are move-only,
+// and are given back on the owner's thread. Threads: the shard's owner alone; callbacks run inside
+// Poll, Fetch or Shutdown. Errors: named at each call.
 #ifndef TIERCEL_TIERING_TIER_STACK_H_
 #define TIERCEL_TIERING_TIER_STACK_H_
 
@@ -39,6 +45,7 @@
 #include "proto/frame.h"
 #include "proto/types.h"
 #include "tiering/block_index.h"
+#include "tiering/eviction.h"
 #include "tiering/host_arena.h"
 #include "tiering/ssd_store.h"
 
@@ -90,10 +97,15 @@ class TierStack {
  public:
   struct Options {
     HostArena::Options host;
-    uint64_t max_ghosts = 1 << 20;       // Forgotten keys remembered, to tell evicted from never seen.
-    uint64_t max_waiting_fetches = 4096; // SSD fetches under way.
-    bool fault_injection = false;        // Allows CorruptForTest.
-    uint64_t seed = 1;
+    uint64_t max_ghosts = 1 << 20;  // Forgotten keys remembered, to tell evicted from never seen.
+    uint64_t max_waiting_fetches = 4096;  // SSD fetches under way.
+    bool fault_injection = false;         // Allows CorruptForTest.
+    uint64_t seed = 1;  // For policies that draw lots; the base policy draws none.
+    // Empty: TailFirstLru.
+    std::function<std::unique_ptr<EvictionPolicy>(uint64_t seed)> make_policy;
+    // Asked about a key that was never seen here, by one who knows more about keys than their bytes
+    // (the scopes that an engine hash is stored under, say); empty, or kNone: never_seen it is.
+    std::function<MissReason(uint32_t name_space, const BlockKey& key)> explain_absent;
   };
 
   struct PutInfo {
@@ -114,7 +126,8 @@ class TierStack {
   struct FetchOptions {
     QualityClass min_class = QualityClass::kExact;
     Prefer prefer = Prefer::kGood;
-    bool promote = true;  // Keep the RAM copy after the pins are gone.
+    bool promote = true;         // Keep the RAM copy after the pins are gone.
+    Nanos deadline = INT64_MAX;  // Then it is a miss, though the read goes on.
   };
   using FetchDone = UniqueFunction<void(Fetched)>;
   // OK once the record is on SSD; an error when it will not be.
@@ -127,13 +140,14 @@ class TierStack {
   TierStack(const TierStack&) = delete;
   TierStack& operator=(const TierStack&) = delete;
 
-  MatchEntry Lookup(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer) const;
+  MatchEntry Lookup(uint32_t name_space, const BlockKey& key, QualityClass min_class,
+                    Prefer prefer) const;
 
   // Consecutive keys of one chain were used: the deepest becomes the oldest of them.
   void Touch(uint32_t name_space, const std::vector<BlockKey>& keys);
 
-  // A RAM hit or a miss runs done before Fetch returns; an SSD hit from a later Poll. Two fetches of one
-  // block share one read. Counts the hit or miss.
+  // A RAM hit or a miss runs done before Fetch returns; an SSD hit from a later Poll. Two fetches
+  // of one block share one read. Counts the hit or miss.
   void Fetch(uint32_t name_space, const BlockKey& key, const FetchOptions& options, FetchDone done);
 
   // Errors: kAlreadyExists: an equal or better record is here (which is success for a writer);
@@ -146,7 +160,8 @@ class TierStack {
 
   // Forgets a block that was found wrong outside.
   void MarkCorrupt(const BlockKey& key);
-  // Forgets a name space, or one scope of it (all zero: every scope); survives a crash. Returns how many.
+  // Forgets a name space, or one scope of it (all zero: every scope); survives a crash. Returns how
+  // many.
   Result<uint64_t> Clear(uint32_t name_space, const Scope& scope);
 
   size_t Poll();
@@ -173,13 +188,20 @@ class TierStack {
     uint64_t puts = 0;
     uint64_t put_duplicates = 0;
     uint64_t put_refused = 0;
-    uint64_t evicted_host = 0;       // Left RAM; may be on SSD still.
-    uint64_t evicted = 0;            // Forgotten altogether to make room.
-    uint64_t evicted_for_hole_bytes = 0;  // Free bytes that a refused allocation could not use.
+    uint64_t evicted_host = 0;  // Left RAM; may be on SSD still.
+    uint64_t evicted = 0;       // Forgotten altogether to make room.
+    // An allocation that had to evict although bytes were free could not use them: how many bytes,
+    // all such allocations together, how many allocations, and their mean as a share of RAM.
+    uint64_t evicted_for_hole_bytes = 0;
+    uint64_t evicting_allocations = 0;
+    double fragmentation = 0;
+    uint64_t slabs_taken = 0;  // From another name space.
+    uint64_t reads_waiting = 0;
+    uint64_t reads_shared = 0;  // Fetches that joined another's read.
     uint64_t durable = 0;
     uint64_t write_behind_skipped = 0;
     uint64_t corrupt = 0;
-    uint64_t index_bytes = 0;
+    uint64_t index_bytes = 0;  // Per block: divide by blocks.
     SsdStore::Stats ssd;
   };
   Stats stats() const;
@@ -206,24 +228,34 @@ class TierStack {
   Block* Select(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer,
                 MissReason* reason) const;
   Result<Extent> AllocateEvicting(uint64_t bytes, uint32_t name_space);
-  bool EvictOne(uint32_t prefer_name_space);
+  bool EvictFor(uint64_t bytes, uint32_t name_space);
+  bool MakeHole(Block* around, uint64_t bytes);
+  bool TakeSlab(uint32_t name_space, uint64_t used_before);
+  void EnterRam(Block* block);
+  void LeaveRam(Block* block);
   void DropHostCopy(Block* block);
   void Forget(Block* block, MissReason why);
   void WriteBehind(Block* block, DurableDone durable);
   void StartRead(Block* block);
+  void ExpireFetches();
+  void AnswerMiss(FetchDone& done, MissReason reason);
   void FinishRead(Block* block, Status status);
   void Unpin(Block* block);
   void Answer(Block* block, FetchDone& done, Tier tier);
-  void CountMiss(MissReason reason);
 
   const Options options_;
   const Clock& clock_;
   std::unique_ptr<HostArena> arena_;
   std::unique_ptr<SsdStore> ssd_;
   BlockIndex index_;
+  std::unique_ptr<EvictionPolicy> policy_;
   std::unordered_map<Block*, std::unique_ptr<Waiting>> reading_;
+  Nanos next_deadline_ = INT64_MAX;  // Of those that wait; may be too early.
+  uint64_t evicted_since_look_ = 0;  // Bytes, since another name space's slabs were looked at.
   uint64_t next_generation_ = 1;
   uint64_t reserved_ = 0;
+  uint64_t writing_bytes_ = 0;  // Pinned by the store until they are on SSD.
+  bool hurrying_ = false;       // A flush is under way that makes room.
   uint64_t pins_ = 0;
   Stats stats_;
 };

@@ -45,7 +45,8 @@ TEST(HostArenaTest, NeverHandsOutTheSameByteTwice) {
       const auto fill = static_cast<uint8_t>(random.Next());
       // First and last byte of each page stand for the page.
       for (uint64_t at = 0; at < extent->bytes; at += kExtentBytes) {
-        arena->data(*extent)[at] = arena->data(*extent)[at + kExtentBytes - 1] = static_cast<std::byte>(fill);
+        arena->data(*extent)[at] = arena->data(*extent)[at + kExtentBytes - 1] =
+            static_cast<std::byte>(fill);
       }
       held.push_back({*extent, fill});
       used += extent->bytes;
@@ -56,7 +57,8 @@ TEST(HostArenaTest, NeverHandsOutTheSameByteTwice) {
       held.pop_back();
       for (uint64_t at = 0; at < gone.extent.bytes; at += kExtentBytes) {
         ASSERT_EQ(arena->data(gone.extent)[at], static_cast<std::byte>(gone.fill));
-        ASSERT_EQ(arena->data(gone.extent)[at + kExtentBytes - 1], static_cast<std::byte>(gone.fill));
+        ASSERT_EQ(arena->data(gone.extent)[at + kExtentBytes - 1],
+                  static_cast<std::byte>(gone.fill));
       }
       arena->Free(gone.extent);
       used -= gone.extent.bytes;

@@ -29,7 +29,8 @@ inline std::vector<std::byte> RecordOf(uint64_t n, size_t bytes) {
 }
 
 inline Status VerifyTestRecord(ByteSpan record) {
-  if (record.size() >= 4 && LoadLe<uint32_t>(record.data()) == Crc32c(record.subspan(4))) return OkStatus();
+  if (record.size() >= 4 && LoadLe<uint32_t>(record.data()) == Crc32c(record.subspan(4)))
+    return OkStatus();
   return Fail(Code::kDataLoss, "checksum mismatch");
 }
 

@@ -6,8 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <filesystem>
 #include <deque>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <optional>
@@ -65,9 +65,11 @@ struct Shard {
   Status Read(const SsdEntry& entry, std::vector<std::byte>& out) {
     out.assign(entry.record_bytes, std::byte{0});
     std::optional<Status> result;
-    const Status started = store->Read(entry, out, [&](Status status) { result = std::move(status); });
+    const Status started =
+        store->Read(entry, out, [&](Status status) { result = std::move(status); });
     if (!started) return started;
-    if (!PollUntil([&] { return result.has_value(); })) return Fail(Code::kDeadlineExceeded, "no answer");
+    if (!PollUntil([&] { return result.has_value(); }))
+      return Fail(Code::kDeadlineExceeded, "no answer");
     return *result;
   }
 };
@@ -91,12 +93,13 @@ std::map<uint64_t, SsdEntry> Fill(Shard& shard, uint64_t first, uint64_t n, size
   for (uint64_t i = first; i < first + n; ++i) {
     records.push_back(RecordOf(i, bytes + i % 7 * 8));
     const SsdEntry entry = EntryOf(i, records.back().size());
-    EXPECT_TRUE(shard.store->Append(entry, records.back(), [&, i, entry](Result<SsdLocation> where) {
-      ++answered;
-      ASSERT_TRUE(where) << where.error().message;
-      durable[i] = entry;
-      durable[i].where = *where;
-    }));
+    EXPECT_TRUE(
+        shard.store->Append(entry, records.back(), [&, i, entry](Result<SsdLocation> where) {
+          ++answered;
+          ASSERT_TRUE(where) << where.error().message;
+          durable[i] = entry;
+          durable[i].where = *where;
+        }));
   }
   EXPECT_TRUE(shard.PollUntil([&] { return answered == n; }));
   return durable;
@@ -155,7 +158,8 @@ TEST(SsdRocksdbTest, DropsTheLeastRecentlyReadSegmentWholeAndStaysWithinItsCapac
   ASSERT_TRUE(gone.contains(KeyOf(20)));
   EXPECT_EQ(shard.Read(live[20], bytes).error().code, Code::kNotFound);
   // Nothing leaks: the disk holds what is accounted, once the drops are done.
-  EXPECT_TRUE(shard.PollUntil([&] { return shard.store->stats().disk_bytes < options.capacity_bytes * 115 / 100; }));
+  EXPECT_TRUE(shard.PollUntil(
+      [&] { return shard.store->stats().disk_bytes < options.capacity_bytes * 115 / 100; }));
 }
 
 TEST(SsdRocksdbTest, SurvivesKillMinusNineWithEverythingItAcknowledged) {
@@ -181,7 +185,8 @@ TEST(SsdRocksdbTest, SurvivesKillMinusNineWithEverythingItAcknowledged) {
     close(pipe_fds[1]);
     std::vector<uint64_t> acknowledged;
     uint64_t n = 0;
-    while (acknowledged.size() < 200u + static_cast<size_t>(cycle) * 77 && read(pipe_fds[0], &n, sizeof(n)) == sizeof(n)) {
+    while (acknowledged.size() < 200u + static_cast<size_t>(cycle) * 77 &&
+           read(pipe_fds[0], &n, sizeof(n)) == sizeof(n)) {
       acknowledged.push_back(n);
     }
     kill(child, SIGKILL);
@@ -246,7 +251,8 @@ TEST(SsdRocksdbTest, FlippedBitsOnDiskAreNeverServed) {
         for (const SsdEntry& entry : *entries) {
           std::vector<std::byte> bytes(entry.record_bytes);
           std::optional<Status> result;
-          if (!store->Read(entry, bytes, [&](Status status) { result = std::move(status); })) continue;
+          if (!store->Read(entry, bytes, [&](Status status) { result = std::move(status); }))
+            continue;
           while (!result) {
             if (store->Poll() == 0) usleep(50);
           }
@@ -275,7 +281,8 @@ TEST(SsdRocksdbTest, AFolderInUseOrOfAnotherKindIsRefusedByName) {
   TempFolder other;
   std::ofstream(other.path() + "/FORMAT") << "tiercel-ssd 7\n";
   options.path = other.path();
-  EXPECT_THAT(SsdDisk::Open(options).error().message, HasSubstr("'tiercel-ssd 7', this build reads 'tiercel-ssd 1'"));
+  EXPECT_THAT(SsdDisk::Open(options).error().message,
+              HasSubstr("'tiercel-ssd 7', this build reads 'tiercel-ssd 1'"));
   TempFolder home;
   std::ofstream(home.path() + "/thesis.tex") << "precious";
   options.path = home.path();
@@ -300,8 +307,10 @@ TEST(SsdRocksdbTest, TooMuchToWriteIsRefusedNotQueued) {
   Shard shard(folder.path(), options);
   const auto record = RecordOf(1, 60'000);
   bool answered = false;
-  ASSERT_TRUE(shard.store->Append(EntryOf(1, record.size()), record, [&](Result<SsdLocation>) { answered = true; }));
-  const Status refused = shard.store->Append(EntryOf(2, record.size()), record, [](Result<SsdLocation>) { FAIL(); });
+  ASSERT_TRUE(shard.store->Append(EntryOf(1, record.size()), record,
+                                  [&](Result<SsdLocation>) { answered = true; }));
+  const Status refused =
+      shard.store->Append(EntryOf(2, record.size()), record, [](Result<SsdLocation>) { FAIL(); });
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, Code::kResourceExhausted);
   EXPECT_TRUE(shard.PollUntil([&] { return answered; }));
@@ -313,7 +322,8 @@ TEST(SsdManifestTest, RefusesEveryTruncationAndEveryFlippedBit) {
   ASSERT_TRUE(DecodeManifest(good, 9));
   EXPECT_EQ((*DecodeManifest(good, 9))[1].key, KeyOf(2));
   EXPECT_FALSE(DecodeManifest(good, 8));
-  for (size_t size = 0; size < good.size(); ++size) EXPECT_FALSE(DecodeManifest(good.substr(0, size), 9));
+  for (size_t size = 0; size < good.size(); ++size)
+    EXPECT_FALSE(DecodeManifest(good.substr(0, size), 9));
   for (size_t bit = 0; bit < good.size() * 8; ++bit) {
     if (bit / 8 >= 20 && bit / 8 < 32) continue;  // Reserved, outside the checksum.
     std::string bad = good;

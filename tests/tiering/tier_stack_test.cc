@@ -50,7 +50,8 @@ class TierStackTest : public ::testing::Test {
   }
   void TearDown() override { Close(); }
 
-  TierStack::PutInfo Info(uint64_t n, uint64_t chain = 0, QualityClass quality = QualityClass::kExact) {
+  TierStack::PutInfo Info(uint64_t n, uint64_t chain = 0,
+                          QualityClass quality = QualityClass::kExact) {
     TierStack::PutInfo info;
     info.key = KeyOf(n);
     info.parent = n > 0 ? KeyOf(n - 1) : BlockKey{};
@@ -69,9 +70,11 @@ class TierStackTest : public ::testing::Test {
   }
   Status Put(uint64_t n) { return Put(Info(n), n); }
 
-  TierStack::Fetched Fetch(uint64_t n, uint32_t name_space = kSpace, TierStack::FetchOptions options = {}) {
+  TierStack::Fetched Fetch(uint64_t n, uint32_t name_space = kSpace,
+                           TierStack::FetchOptions options = {}) {
     std::optional<TierStack::Fetched> got;
-    stack_->Fetch(name_space, KeyOf(n), options, [&](TierStack::Fetched fetched) { got = std::move(fetched); });
+    stack_->Fetch(name_space, KeyOf(n), options,
+                  [&](TierStack::Fetched fetched) { got = std::move(fetched); });
     const Nanos end = Clock::Monotonic().Now() + 10 * kSecond;
     while (!got && Clock::Monotonic().Now() < end) stack_->Poll();
     EXPECT_TRUE(got.has_value());
@@ -92,7 +95,8 @@ TEST_F(TierStackTest, ABlockIsInvisibleUntilItIsPublished) {
   Open(false);
   auto reservation = stack_->Reserve(Info(1), 1000);
   ASSERT_TRUE(reservation);
-  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(1), QualityClass::kExact, Prefer::kGood).tier, Tier::kNone);
+  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(1), QualityClass::kExact, Prefer::kGood).tier,
+            Tier::kNone);
   EXPECT_EQ(Fetch(1).reason, MissReason::kNeverSeen);
   reservation = Reservation();
   EXPECT_EQ(stack_->arena().used_bytes(), 0u) << "an abandoned reservation gives its room back";
@@ -107,7 +111,8 @@ TEST_F(TierStackTest, AnotherNameSpaceSeesNothingAndCannotTakeAKeyOver) {
   Open(false);
   ASSERT_TRUE(Put(1));
   EXPECT_EQ(Fetch(1, kOtherSpace).reason, MissReason::kNeverSeen);
-  EXPECT_EQ(stack_->Lookup(kOtherSpace, KeyOf(1), QualityClass::kSmall, Prefer::kGood).tier, Tier::kNone);
+  EXPECT_EQ(stack_->Lookup(kOtherSpace, KeyOf(1), QualityClass::kSmall, Prefer::kGood).tier,
+            Tier::kNone);
   auto info = Info(1);
   info.name_space = kOtherSpace;
   EXPECT_EQ(Put(info, 1).error().code, Code::kPermissionDenied);
@@ -144,7 +149,8 @@ TEST_F(TierStackTest, ForgetsTheTailOfAChainBeforeItsHead) {
   bool gone = false;
   size_t left = 0;
   for (const BlockKey& key : keys) {
-    const bool here = stack_->Lookup(kSpace, key, QualityClass::kExact, Prefer::kGood).tier != Tier::kNone;
+    const bool here =
+        stack_->Lookup(kSpace, key, QualityClass::kExact, Prefer::kGood).tier != Tier::kNone;
     EXPECT_FALSE(here && gone) << "a hole in the chain";
     gone |= !here;
     left += here ? 1 : 0;
@@ -187,7 +193,10 @@ TEST_F(TierStackTest, EvictedToSsdItComesBackWholeAndOneReadServesAll) {
   Open(true, 2 * kMiB);
   std::set<uint64_t> durable;
   for (uint64_t i = 0; i < 100; ++i) {
-    while (!Put(Info(i), i, 50'000, [&durable, i](Status s) { if (s) durable.insert(i); })) stack_->Poll();
+    while (!Put(Info(i), i, 50'000, [&durable, i](Status s) {
+      if (s) durable.insert(i);
+    }))
+      stack_->Poll();
     stack_->Poll();
   }
   WaitForDisk();
@@ -237,8 +246,13 @@ TEST_F(TierStackTest, ClearingForgetsForGood) {
 
 TEST_F(TierStackTest, ARestartServesEverythingThatWasFlushed) {
   Open(true);
-  for (uint64_t i = 0; i < 50; ++i) ASSERT_TRUE(Put(Info(i, i), i));
+  int durable = 0;
+  for (uint64_t i = 0; i < 50; ++i) {
+    ASSERT_TRUE(
+        Put(Info(i, i), i, 50'000, [&durable](Status status) { durable += status ? 1 : 0; }));
+  }
   WaitForDisk();
+  EXPECT_EQ(durable, 50);
   Open(true);
   for (uint64_t i = 0; i < 50; ++i) {
     const auto fetched = Fetch(i);
@@ -266,7 +280,8 @@ TEST_F(TierStackTest, MatchesAModelUnderRandomUse) {
         case 1: {
           const Status put = Put(Info(n, n % 40), n, 10'000 + n % 9 * 8'000);
           if (!put) {
-            EXPECT_THAT(put.error().code, ::testing::AnyOf(Code::kAlreadyExists, Code::kResourceExhausted));
+            EXPECT_THAT(put.error().code,
+                        ::testing::AnyOf(Code::kAlreadyExists, Code::kResourceExhausted));
           }
           break;
         }
@@ -277,7 +292,8 @@ TEST_F(TierStackTest, MatchesAModelUnderRandomUse) {
           break;
         }
         case 3:
-          if (!held.empty()) held.erase(held.begin() + static_cast<long>(random.Below(held.size())));
+          if (!held.empty())
+            held.erase(held.begin() + static_cast<long>(random.Below(held.size())));
           break;
         default: {
           ++asked;

@@ -1,0 +1,108 @@
+#include "tiering/ssd_database.h"
+
+#include <fmt/format.h>
+#include <rocksdb/rate_limiter.h>
+#include <rocksdb/table.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/log.h"
+
+namespace tiercel {
+
+Error FromRocks(const rocksdb::Status& status, std::string_view what) {
+  Code code = Code::kUnavailable;
+  if (status.IsNotFound() || status.IsPathNotFound()) code = Code::kNotFound;
+  if (status.IsCorruption()) code = Code::kDataLoss;
+  return {code, fmt::format("{}: {}", what, status.ToString())};
+}
+
+namespace {
+
+rocksdb::BlockBasedTableOptions TableOptions() {
+  rocksdb::BlockBasedTableOptions table;
+  // The distribution's RocksDB has CRC-32C in software only; XXH3 costs a quarter of it.
+  table.checksum = rocksdb::kXXH3;
+  table.format_version = 5;
+  table.no_block_cache = true;  // A record is read once into the host tier, which is the cache.
+  return table;
+}
+
+}  // namespace
+
+rocksdb::Options DataOptions(const SsdDisk::Options& options, bool direct_io) {
+  rocksdb::Options data;
+  data.create_if_missing = true;
+  data.create_missing_column_families = true;
+  data.compression = rocksdb::kNoCompression;
+  data.use_direct_reads = direct_io;
+  data.use_direct_io_for_flush_and_compaction = direct_io;
+  data.level_compaction_dynamic_level_bytes = true;
+  data.disable_auto_compactions = true;  // Segments are disjoint: there is nothing to compact.
+  data.ttl = 0;
+  data.periodic_compaction_seconds = 0;
+  data.max_open_files = -1;
+  data.max_background_jobs = 4;
+  data.keep_log_file_num = 2;
+  data.max_log_file_size = 4 << 20;
+  data.writable_file_max_buffer_size = 1 << 20;
+  data.table_factory.reset(rocksdb::NewBlockBasedTableFactory(TableOptions()));
+  if (options.write_bytes_per_second > 0) {
+    data.rate_limiter.reset(rocksdb::NewGenericRateLimiter(
+        static_cast<int64_t>(options.write_bytes_per_second), 10'000));
+  }
+  return data;
+}
+
+rocksdb::Options IndexOptions() {
+  rocksdb::Options index;
+  index.create_if_missing = true;
+  index.create_missing_column_families = true;
+  index.write_buffer_size = 8 << 20;
+  index.max_total_wal_size = 16 << 20;
+  index.keep_log_file_num = 2;
+  index.max_log_file_size = 4 << 20;
+  return index;
+}
+
+std::string FamilyName(uint32_t shard) { return fmt::format("shard-{}", shard); }
+
+void Database::Close() {
+  if (db == nullptr) return;
+  for (auto* family : families) db->DestroyColumnFamilyHandle(family);
+  const rocksdb::Status closed = db->Close();
+  if (!closed.ok()) LogWarn("ssd.close", {{"error", closed.ToString()}});
+  db.reset();
+}
+
+Status OpenDatabase(const std::string& path, const rocksdb::Options& options, uint32_t shards,
+                    Database* out) {
+  std::vector<std::string> present;
+  (void)rocksdb::DB::ListColumnFamilies(options, path, &present);
+  std::vector<std::string> names = {rocksdb::kDefaultColumnFamilyName};
+  for (uint32_t i = 0; i < shards; ++i) names.push_back(FamilyName(i));
+  for (const std::string& name : present) {
+    if (std::find(names.begin(), names.end(), name) == names.end()) {
+      return Fail(
+          Code::kFailedPrecondition,
+          fmt::format(
+              "{} was written with more shards ({} is not among {}); keep the number of shards",
+              path, name, shards));
+    }
+  }
+  std::vector<rocksdb::ColumnFamilyDescriptor> families;
+  for (const std::string& name : names)
+    families.emplace_back(name, rocksdb::ColumnFamilyOptions(options));
+  rocksdb::DB* db = nullptr;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  const rocksdb::Status status =
+      rocksdb::DB::Open(rocksdb::DBOptions(options), path, families, &handles, &db);
+  if (!status.ok()) return tl::unexpected<Error>(FromRocks(status, "opening " + path));
+  out->db.reset(db);
+  db->DestroyColumnFamilyHandle(handles.front());
+  out->families.assign(handles.begin() + 1, handles.end());
+  return OkStatus();
+}
+
+}  // namespace tiercel

@@ -1,0 +1,52 @@
+// The two RocksDB databases of a disk: how they are tuned, opened and closed. Why these options,
+// with measurements: docs/adr/0008-ssd-segments.md.
+//
+// Ownership: a Database closes itself; its column families live as long. Threads: opening and
+// closing from one, the handles from any. Errors: FromRocks says which code a RocksDB status
+// becomes.
+#ifndef TIERCEL_TIERING_SSD_DATABASE_H_
+#define TIERCEL_TIERING_SSD_DATABASE_H_
+
+#include <rocksdb/db.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/result.h"
+#include "tiering/ssd_rocksdb.h"
+
+namespace tiercel {
+
+// kNotFound for what is not there, kDataLoss for what does not verify, kUnavailable for the rest.
+Error FromRocks(const rocksdb::Status& status, std::string_view what);
+
+inline rocksdb::Slice ToSlice(ByteSpan bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
+
+rocksdb::Options DataOptions(const SsdDisk::Options& options, bool direct_io);
+rocksdb::Options IndexOptions();
+std::string FamilyName(uint32_t shard);
+
+struct Database {
+  std::unique_ptr<rocksdb::DB> db;
+  std::vector<rocksdb::ColumnFamilyHandle*> families;  // One a shard.
+
+  Database() = default;
+  ~Database() { Close(); }
+  Database(const Database&) = delete;
+  Database& operator=(const Database&) = delete;
+  void Close();
+};
+
+// Errors: kFailedPrecondition: written with more shards; else FromRocks.
+Status OpenDatabase(const std::string& path, const rocksdb::Options& options, uint32_t shards,
+                    Database* out);
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_TIERING_SSD_DATABASE_H_
