@@ -130,8 +130,9 @@ Status VerifyRecord(const RecordView& record);
 Status VerifySegments(const RecordView& record, uint16_t layer_begin, uint16_t layer_end);
 
 // Decodes the given layers (0, 0: all that the record holds) into out, which must be exactly their
-// size, and checks the digest of each segment while it is warm. Out's content is not specified after
-// an error. Bytes are checked by their decoded digest alone, so VerifyRecord need not come first.
+// size, and checks each segment while it is warm: its decoded digest, or of RAW, whose decoded bytes are
+// the encoded ones, its CRC32C. Out's content is not specified after an error. VerifyRecord need not
+// come first.
 Status DecodeRecord(const RecordView& record, const KvLayout& expected, MutableByteSpan out,
                     uint16_t layer_begin = 0, uint16_t layer_end = 0);
 // To planes wherever they lie; the sink's index counts segments from the first one decoded.
