@@ -1,0 +1,645 @@
+#include "cacheserver/shard.h"
+
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <utility>
+
+#include "base/check.h"
+#include "base/log.h"
+#include "kernels/record.h"
+
+namespace tiercel {
+
+void LatencyHistogram::Add(Nanos duration) {
+  const auto micros = static_cast<uint64_t>(std::max<Nanos>(duration, 0) / kMicrosecond);
+  ++counts[std::min<size_t>(static_cast<size_t>(std::bit_width(micros)), kBuckets - 1)];
+  sum_seconds += static_cast<double>(duration) * 1e-9;
+}
+
+struct Shard::Request {
+  FrameHeader header;  // As asked.
+  uint16_t layer_begin = 0;
+  uint16_t layer_end = 0;
+  uint32_t unanswered = 0;
+  uint32_t sends = 0;  // DATA under way.
+  uint64_t answered = 0;  // Bit a key.
+  bool cancelled = false;
+  Nanos began = 0;
+  std::multimap<Nanos, std::pair<uint64_t, uint64_t>>::iterator deadline;
+  bool has_deadline = false;
+};
+
+struct Shard::Session {
+  uint64_t id = 0;
+  uint32_t name_space = 0;
+  Token token{};
+  Nanos token_expires = 0;
+  std::unique_ptr<Endpoint> endpoint;  // Null until HELLO.
+  std::unordered_map<uint64_t, Request> requests;
+  uint32_t keys_in_flight = 0;
+  uint64_t bytes_in_flight = 0;
+  std::deque<Answer> waiting;
+  struct Hold {
+    Nanos expires = 0;
+    Pin pin;
+  };
+  std::deque<Hold> holds;  // Oldest first.
+  uint64_t hold_bytes = 0;
+};
+
+struct Shard::Put {
+  uint64_t session_id = 0;
+  FrameHeader header;
+  Scope scope;
+  Reservation reservation;
+  Nanos began = 0;
+};
+
+Shard::Shard(const Options& options, const Clock& clock, std::unique_ptr<TierStack> stack)
+    : options_(options), clock_(clock), stack_(std::move(stack)), inbox_(options.inbox) {}
+
+Shard::~Shard() {
+  std::vector<uint64_t> ids;
+  for (const auto& [id, session] : sessions_) ids.push_back(id);
+  for (const uint64_t id : ids) EndSession(id);
+  unbound_.clear();
+  dead_.clear();
+  stack_->Shutdown(0);
+  stack_->arena().SetSlabListener([](const SlabInfo&, bool) {});
+  transports_.clear();
+  if (epoll_fd_ >= 0) close(epoll_fd_);
+}
+
+void Shard::AddTransport(std::unique_ptr<Transport> transport) {
+  transports_.push_back(std::move(transport));
+}
+
+void Shard::ServeMemory() {
+  stack_->arena().SetSlabListener([this](const SlabInfo& slab, bool added) {
+    for (const auto& transport : transports_) {
+      if (!added) {
+        transport->RemoveMemory(slab.id);
+        continue;
+      }
+      const Status status = transport->AddMemory({slab.base, slab.bytes, slab.id, slab.memfd, slab.name_space});
+      if (!status) {
+        LogWarn("shard.add_memory", {{"transport", Name(transport->kind())}, {"error", status.error().message}});
+      }
+    }
+  });
+}
+
+Transport* Shard::transport(TransportKind kind) const {
+  for (const auto& transport : transports_) {
+    if (transport->kind() == kind) return transport.get();
+  }
+  return nullptr;
+}
+
+// ---- sessions ----------------------------------------------------------------------------------
+
+Status Shard::Expect(const Grant& grant) {
+  if (sessions_.size() >= options_.max_sessions) {
+    return Fail(Code::kResourceExhausted, "this node has all the sessions it allows");
+  }
+  auto session = std::make_unique<Session>();
+  session->id = grant.session_id;
+  session->name_space = grant.name_space;
+  session->token = grant.token;
+  session->token_expires = clock_.Now() + options_.token_life;
+  if (!sessions_.emplace(grant.session_id, std::move(session)).second) {
+    return Fail(Code::kAlreadyExists, "session id in use");
+  }
+  return OkStatus();
+}
+
+Shard::Session* Shard::Find(uint64_t session_id) {
+  const auto found = sessions_.find(session_id);
+  return found == sessions_.end() ? nullptr : found->second.get();
+}
+
+void Shard::EndSession(uint64_t session_id) {
+  const auto found = sessions_.find(session_id);
+  if (found == sessions_.end()) return;
+  const std::unique_ptr<Session> session = std::move(found->second);
+  sessions_.erase(found);  // From here on, completions find no session and only free what they hold.
+  for (const auto& transport : transports_) transport->Revoke(session_id);
+  for (auto& [id, request] : session->requests) {
+    if (request.has_deadline) deadlines_.erase(request.deadline);
+  }
+  if (session->endpoint == nullptr) return;
+  session->endpoint->user = nullptr;
+  session->endpoint->Close(CloseMode::kForce);
+  dead_.push_back(std::move(session->endpoint));
+}
+
+void Shard::OnAccept(std::unique_ptr<Endpoint> endpoint) {
+  Endpoint* raw = endpoint.get();
+  unbound_.emplace(raw, std::move(endpoint));
+}
+
+void Shard::OnClosed(Endpoint& endpoint, const Error& why) {
+  if (auto* session = static_cast<Session*>(endpoint.user); session != nullptr) {
+    LogDebug("session.lost", {{"shard", number()}, {"session", session->id}, {"why", why.message}});
+    EndSession(session->id);
+    return;
+  }
+  Drop(endpoint);
+}
+
+void Shard::Drop(Endpoint& endpoint) {
+  const auto found = unbound_.find(&endpoint);
+  if (found == unbound_.end()) return;
+  dead_.push_back(std::move(found->second));
+  unbound_.erase(found);
+}
+
+void Shard::Hello(Endpoint& from, const FrameHeader& header, ByteSpan meta) {
+  Session* session = Find(header.session_id);
+  const auto bound = unbound_.find(&from);
+  const bool good = session != nullptr && session->endpoint == nullptr && bound != unbound_.end() &&
+                    header.session_id == from.session_id() && clock_.Now() <= session->token_expires &&
+                    meta.size() == session->token.size() &&
+                    std::equal(meta.begin(), meta.end(), session->token.begin());
+  if (!good) {
+    Reject(from, header, {Code::kUnauthenticated, "HELLO: the token is wrong, used or expired"});
+    from.Close(CloseMode::kFlush);
+    Drop(from);
+    return;
+  }
+  session->token.fill(std::byte{0});
+  session->token_expires = 0;  // Single use.
+  session->endpoint = std::move(bound->second);
+  unbound_.erase(bound);
+  session->endpoint->user = session;
+  Reply(*session, header, Op::kWelcome, Code::kOk);
+}
+
+// ---- frames ------------------------------------------------------------------------------------
+
+void Shard::Reply(Session& session, const FrameHeader& request, Op op, Code status, ByteSpan meta) {
+  FrameHeader header;
+  header.op = op;
+  header.req_id = request.req_id;
+  header.index = request.index;
+  header.count = request.count;
+  header.status = status;
+  const Status sent = session.endpoint->Send(header, meta, {}, nullptr);
+  if (!sent) LogDebug("shard.reply", {{"shard", number()}, {"error", sent.error().message}});
+}
+
+void Shard::Reject(Endpoint& endpoint, const FrameHeader& request, const Error& why) {
+  ++stats_.rejected;
+  FrameHeader header;
+  header.op = Op::kReject;
+  header.req_id = request.req_id;
+  header.status = why.code;
+  const std::string_view text = std::string_view(why.message).substr(0, kMaxMetaBytes);
+  (void)endpoint.Send(header, AsBytes(text), {}, nullptr);
+}
+
+void Shard::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, Incoming& payload) {
+  if (header.op == Op::kHello) return Hello(from, header, meta);
+  auto* session = static_cast<Session*>(from.user);
+  if (session == nullptr) {  // Nothing but HELLO comes from the unbound.
+    ++stats_.rejected;
+    from.Close(CloseMode::kForce);
+    Drop(from);
+    return;
+  }
+  switch (header.op) {
+    case Op::kMatch:
+      return Match(*session, header, meta);
+    case Op::kGet:
+      return Get(*session, header, meta);
+    case Op::kPut:
+      return StartPut(*session, header, meta, payload);
+    case Op::kCancel:
+      return Cancel(*session, header);
+    case Op::kBye:
+      return EndSession(session->id);
+    default:
+      Reject(from, header, {Code::kInvalidArgument, "this op is not for a node"});
+  }
+}
+
+void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
+  const Nanos began = clock_.Now();
+  if (const Status parsed = DecodeChainMeta(meta, chain_); !parsed) {
+    return Reject(*session.endpoint, header, parsed.error());
+  }
+  std::array<std::byte, kMaxKeys * kMatchEntryBytes> entries;
+  std::byte* at = entries.data();
+  const Prefer prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
+  for (const BlockKey& key : chain_.keys) {
+    const MatchEntry entry = stack_->Lookup(session.name_space, key, header.min_class, prefer);
+    EncodeMatchEntry(entry, at);
+    at += kMatchEntryBytes;
+    if (!header.has(kFlagHold) || entry.tier == Tier::kNone) continue;
+    if (session.hold_bytes + entry.record_bytes > options_.max_hold_bytes) continue;
+    // Reserved now, pinned when it is in RAM.
+    session.hold_bytes += entry.record_bytes;
+    const uint64_t session_id = session.id;
+    stack_->Fetch(session.name_space, key, {header.min_class, prefer, true},
+                  [this, session_id, bytes = entry.record_bytes](TierStack::Fetched fetched) {
+                    Session* live = Find(session_id);
+                    if (live == nullptr) return;
+                    if (!fetched.pin) {
+                      live->hold_bytes -= bytes;
+                      return;
+                    }
+                    const Nanos expires = clock_.Now() + options_.hold_time;
+                    live->hold_bytes += fetched.pin.record().size() - bytes;
+                    live->holds.push_back({expires, std::move(fetched.pin)});
+                    hold_expiries_.emplace(expires, session_id);
+                  });
+  }
+  FrameHeader reply;
+  reply.op = Op::kMatched;
+  reply.req_id = header.req_id;
+  reply.count = static_cast<uint32_t>(chain_.keys.size());
+  const auto size = static_cast<size_t>(at - entries.data());
+  (void)session.endpoint->Send(reply, ByteSpan(entries.data(), size), {}, nullptr);
+  stats_.match.Add(clock_.Now() - began);
+}
+
+void Shard::Get(Session& session, const FrameHeader& header, ByteSpan meta) {
+  if (const Status parsed = DecodeChainMeta(meta, chain_); !parsed) {
+    return Reject(*session.endpoint, header, parsed.error());
+  }
+  const auto n = static_cast<uint32_t>(chain_.keys.size());
+  const auto [it, fresh] = session.requests.try_emplace(header.req_id);
+  if (!fresh) {
+    return Reject(*session.endpoint, header, {Code::kInvalidArgument, "GET: this req_id is under way"});
+  }
+  Request& request = it->second;
+  request.header = header;
+  request.header.count = n;
+  request.layer_begin = chain_.layer_begin;
+  request.layer_end = chain_.layer_end;
+  request.unanswered = n;
+  request.began = clock_.Now();
+  if (session.keys_in_flight + n > options_.max_keys_in_flight) {
+    session.keys_in_flight += n;
+    for (uint32_t i = 0; i < n; ++i) SendMiss(session, request, i, MissReason::kBusy);
+    return FinishIfDone(session, header.req_id);
+  }
+  session.keys_in_flight += n;
+  if (!header.has(kFlagNoTouch)) stack_->Touch(session.name_space, chain_.keys);
+  const uint64_t session_id = session.id;
+  TierStack::FetchOptions options;
+  options.min_class = header.min_class;
+  options.prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
+  options.promote = !header.has(kFlagNoPromote);
+  // A done may come at once or later; the session may be gone by then, or even within this loop.
+  const std::vector<BlockKey> keys = chain_.keys;
+  for (uint32_t i = 0; i < n; ++i) {
+    stack_->Fetch(session.name_space, keys[i], options,
+                  [this, session_id, req_id = header.req_id, i](TierStack::Fetched fetched) {
+                    Deliver(session_id, req_id, i, std::move(fetched));
+                  });
+    if (Find(session_id) != &session) return;
+  }
+  const auto still = session.requests.find(header.req_id);
+  if (still == session.requests.end() || still->second.unanswered == 0) return;
+  Nanos deadline = header.deadline_ms == 0 ? options_.default_deadline : header.deadline_ms * kMillisecond;
+  deadline = std::min(deadline, options_.max_deadline);
+  still->second.deadline = deadlines_.emplace(still->second.began + deadline, std::pair{session_id, header.req_id});
+  still->second.has_deadline = true;
+}
+
+void Shard::Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierStack::Fetched fetched) {
+  Session* session = Find(session_id);
+  if (session == nullptr) return;
+  const auto found = session->requests.find(req_id);
+  if (found == session->requests.end()) return;
+  Request& request = found->second;
+  if (request.cancelled || (request.answered >> index & 1) != 0) return;
+  if (!fetched.pin) {
+    SendMiss(*session, request, index, fetched.reason);
+  } else {
+    FrameHeader header;
+    header.op = Op::kData;
+    header.req_id = req_id;
+    header.count = request.header.count;
+    header.index = index;
+    header.quality = fetched.pin.quality();
+    header.tier = fetched.tier;
+    header.generation = fetched.pin.generation();
+    request.answered |= uint64_t{1} << index;
+    --request.unanswered;
+    if (request.unanswered == 0) header.flags |= kFlagLast;
+    SendData(*session, request, header, std::move(fetched.pin));
+  }
+  FinishIfDone(*session, req_id);
+}
+
+void Shard::SendData(Session& session, Request& request, FrameHeader header, Pin pin) {
+  const uint64_t session_id = session.id;
+  const uint64_t req_id = header.req_id;
+  ByteSpan record = pin.record();
+  std::shared_ptr<std::vector<std::byte>> part;
+  if (request.layer_end > 0) {
+    const Result<RecordView> view = ParseRecord(record);
+    Result<ExtractPlan> plan = view ? PlanExtract(*view, request.layer_begin, request.layer_end)
+                                    : Result<ExtractPlan>(tl::unexpected<Error>(view.error()));
+    Status extracted = plan ? OkStatus() : Status(tl::unexpected<Error>(plan.error()));
+    if (plan) {
+      part = std::make_shared<std::vector<std::byte>>(plan->record_bytes());
+      const auto written = ExtractLayers(*view, request.layer_begin, request.layer_end, *part);
+      if (!written) extracted = tl::unexpected<Error>(written.error());
+    }
+    if (!extracted) {
+      // The reader's range, or a record that went bad under us: a miss either way, and said which.
+      header.status = extracted.error().code;
+      header.reason = header.status == Code::kInvalidArgument ? MissReason::kOtherScope : MissReason::kCorrupt;
+      (void)session.endpoint->Send(header, {}, {}, nullptr);
+      return;
+    }
+    record = *part;
+  }
+  const uint64_t bytes = record.size();
+  const bool room = session.bytes_in_flight == 0 || session.bytes_in_flight + bytes <= options_.max_bytes_in_flight;
+  // The pin rides in the completion: it ends when the transport is done with the bytes, whatever came.
+  auto held = std::make_shared<Pin>(std::move(pin));
+  Status sent = Fail(Code::kResourceExhausted, "the session has too many bytes in flight");
+  if (room && session.waiting.empty()) {
+    sent = session.endpoint->Send(header, {}, record, [this, held, part, session_id, req_id, bytes](Status) {
+      held->Release();
+      DataSent(session_id, req_id, bytes);
+    });
+  }
+  if (sent) {
+    ++request.sends;
+    session.bytes_in_flight += bytes;
+    stats_.get_bytes += bytes;
+    return;
+  }
+  if (sent.error().code != Code::kResourceExhausted) return;  // The endpoint is gone; OnClosed follows.
+  ++request.sends;  // Counted as under way while it waits.
+  session.waiting.push_back({header, std::move(*held)});
+  if (session.waiting.size() == 1) with_waiting_.push_back(session_id);
+}
+
+void Shard::DataSent(uint64_t session_id, uint64_t req_id, uint64_t bytes) {
+  Session* session = Find(session_id);
+  if (session == nullptr) return;
+  session->bytes_in_flight -= bytes;
+  const auto found = session->requests.find(req_id);
+  if (found == session->requests.end()) return;
+  --found->second.sends;
+  FinishIfDone(*session, req_id);
+}
+
+void Shard::RetryWaiting() {
+  const auto ids = std::exchange(with_waiting_, {});
+  for (const uint64_t id : ids) {
+    Session* session = Find(id);
+    if (session == nullptr || session->waiting.empty()) continue;
+    std::deque<Answer> answers = std::move(session->waiting);
+    session->waiting.clear();
+    while (!answers.empty()) {
+      Answer answer = std::move(answers.front());
+      answers.pop_front();
+      const auto found = session->requests.find(answer.header.req_id);
+      if (found == session->requests.end()) continue;
+      --found->second.sends;
+      if (found->second.cancelled) {
+        FinishIfDone(*session, answer.header.req_id);
+        continue;
+      }
+      SendData(*session, found->second, answer.header, std::move(answer.pin));
+      if (!session->waiting.empty()) break;  // Still no room: the rest waits on, in order.
+    }
+    for (Answer& answer : answers) session->waiting.push_back(std::move(answer));
+    if (!session->waiting.empty() &&
+        std::find(with_waiting_.begin(), with_waiting_.end(), id) == with_waiting_.end()) {
+      with_waiting_.push_back(id);
+    }
+  }
+}
+
+void Shard::SendMiss(Session& session, Request& request, uint32_t index, MissReason reason) {
+  FrameHeader header;
+  header.op = Op::kData;
+  header.req_id = request.header.req_id;
+  header.count = request.header.count;
+  header.index = index;
+  header.status = Code::kNotFound;
+  header.reason = reason;
+  request.answered |= uint64_t{1} << index;
+  --request.unanswered;
+  if (request.unanswered == 0) header.flags |= kFlagLast;
+  (void)session.endpoint->Send(header, {}, {}, nullptr);
+}
+
+void Shard::FinishIfDone(Session& session, uint64_t req_id) {
+  const auto found = session.requests.find(req_id);
+  if (found == session.requests.end()) return;
+  Request& request = found->second;
+  if (request.sends > 0 || (request.unanswered > 0 && !request.cancelled)) return;
+  if (request.has_deadline) deadlines_.erase(request.deadline);
+  session.keys_in_flight -= request.header.count;
+  const FrameHeader header = request.header;
+  const bool cancelled = request.cancelled;
+  stats_.get.Add(clock_.Now() - request.began);
+  session.requests.erase(found);
+  if (cancelled) Reply(session, header, Op::kCancelled, Code::kOk);
+}
+
+void Shard::Cancel(Session& session, const FrameHeader& header) {
+  const auto found = session.requests.find(header.req_id);
+  if (found == session.requests.end()) return Reply(session, header, Op::kCancelled, Code::kOk);
+  found->second.cancelled = true;
+  FinishIfDone(session, header.req_id);
+}
+
+// ---- put ---------------------------------------------------------------------------------------
+
+void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta, Incoming& payload) {
+  const auto refuse = [&](const Error& why) {
+    Reply(session, header, Op::kAck, why.code, AsBytes(std::string_view(why.message).substr(0, kMaxMetaBytes)));
+  };
+  if (const Status parsed = DecodeChainMeta(meta, chain_); !parsed) return refuse(parsed.error());
+  if (chain_.keys.size() != 1) return refuse({Code::kInvalidArgument, "PUT: one key a frame"});
+  if (payload.size() == 0) return refuse({Code::kInvalidArgument, "PUT: no record"});
+  if (draining_) return refuse({Code::kUnavailable, "this node is draining"});
+  if (puts_.size() >= options_.max_keys_in_flight) return refuse({Code::kResourceExhausted, "too many puts at once"});
+  TierStack::PutInfo info;
+  info.key = chain_.keys[0];
+  info.parent = chain_.parent;
+  info.anchor = chain_.anchors[0];
+  info.scope = chain_.scope;
+  info.name_space = session.name_space;
+  info.chain_index = chain_.first_index;
+  info.quality = header.quality;
+  Result<Reservation> reservation = stack_->Reserve(info, payload.size());
+  if (!reservation) {
+    refuse(reservation.error());
+    if (header.has(kFlagWantDurable) && reservation.error().code == Code::kAlreadyExists) {
+      bool on_ssd = false;
+      for (const auto& one : stack_->Describe(session.name_space, info.key)) on_ssd |= static_cast<bool>(one.entry.where);
+      Reply(session, header, Op::kDurable, on_ssd ? Code::kOk : Code::kUnavailable);
+    }
+    return;
+  }
+  const uint64_t id = next_put_++;
+  auto put = std::make_unique<Put>();
+  put->session_id = session.id;
+  put->header = header;
+  put->scope = chain_.scope;
+  put->reservation = std::move(*reservation);
+  put->began = clock_.Now();
+  const MutableByteSpan room = put->reservation.record();
+  puts_.emplace(id, std::move(put));
+  payload.Receive(room, [this, id](Status received) { FinishPut(id, std::move(received)); });
+}
+
+void Shard::FinishPut(uint64_t put_id, Status received) {
+  const auto found = puts_.find(put_id);
+  TIERCEL_CHECK(found != puts_.end());
+  const std::unique_ptr<Put> put = std::move(found->second);
+  puts_.erase(found);
+  Session* session = Find(put->session_id);
+  if (session == nullptr || !received) return;  // The reservation gives its room back.
+  const uint64_t bytes = put->reservation.record().size();
+  uint64_t raw_bytes = 0;
+  Status status = OkStatus();
+  if (const Result<RecordView> view = ParseRecord(put->reservation.record()); !view) {
+    status = tl::unexpected<Error>(view.error());
+  } else if (view->scope != put->scope) {
+    status = Fail(Code::kInvalidArgument, "PUT: the record is of another scope than the chain");
+  } else if (view->quality != put->header.quality) {
+    status = Fail(Code::kInvalidArgument, "PUT: the record is of another class than the frame says");
+  } else {
+    status = VerifyRecord(*view);
+    const Result<uint64_t> decoded = DecodedBytes(*view);
+    if (status && decoded) raw_bytes = *decoded;
+  }
+  if (!status) {
+    ++stats_.puts_bad;
+  } else {
+    TierStack::DurableDone durable;
+    if (put->header.has(kFlagWantDurable)) {
+      durable = [this, session_id = put->session_id, header = put->header](Status on_ssd) {
+        Session* live = Find(session_id);
+        if (live != nullptr) Reply(*live, header, Op::kDurable, on_ssd ? Code::kOk : on_ssd.error().code);
+      };
+    }
+    status = stack_->Publish(std::move(put->reservation), raw_bytes, std::move(durable));
+    if (status) stats_.put_bytes += bytes;
+  }
+  const std::string_view why = status ? std::string_view() : std::string_view(status.error().message);
+  Reply(*session, put->header, Op::kAck, status ? Code::kOk : status.error().code,
+        AsBytes(why.substr(0, kMaxMetaBytes)));
+  stats_.put.Add(clock_.Now() - put->began);
+}
+
+// ---- the loop ----------------------------------------------------------------------------------
+
+void Shard::RunTimers() {
+  const Nanos now = clock_.Now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const auto [session_id, req_id] = deadlines_.begin()->second;
+    Session* session = Find(session_id);
+    TIERCEL_CHECK(session != nullptr);
+    Request& request = session->requests.at(req_id);
+    deadlines_.erase(deadlines_.begin());
+    request.has_deadline = false;
+    for (uint32_t i = 0; i < request.header.count; ++i) {
+      if ((request.answered >> i & 1) == 0) SendMiss(*session, request, i, MissReason::kDeadline);
+    }
+    FinishIfDone(*session, req_id);
+  }
+  while (!hold_expiries_.empty() && hold_expiries_.begin()->first <= now) {
+    Session* session = Find(hold_expiries_.begin()->second);
+    hold_expiries_.erase(hold_expiries_.begin());
+    if (session == nullptr) continue;
+    while (!session->holds.empty() && session->holds.front().expires <= now) {
+      session->hold_bytes -= session->holds.front().pin.record().size();
+      session->holds.pop_front();
+    }
+  }
+  if (now < next_token_sweep_) return;
+  next_token_sweep_ = now + kSecond;
+  std::vector<uint64_t> silent;
+  for (const auto& [id, session] : sessions_) {
+    if (session->endpoint == nullptr && now > session->token_expires) silent.push_back(id);
+  }
+  for (const uint64_t id : silent) EndSession(id);
+}
+
+size_t Shard::RunOnce() {
+  size_t happened = 0;
+  for (const auto& transport : transports_) happened += transport->Poll();
+  happened += inbox_.Drain([this](Message&& message) { message(*this); });
+  happened += stack_->Poll();
+  if (!with_waiting_.empty() && happened > 0) RetryWaiting();
+  RunTimers();
+  dead_.clear();
+  return happened;
+}
+
+void Shard::SleepUntilWork() {
+  bool may_sleep = inbox_.Arm();
+  for (const auto& transport : transports_) may_sleep = transport->Arm() && may_sleep;
+  if (stack_->ssd() != nullptr) may_sleep = stack_->ssd()->Arm() && may_sleep;
+  if (!may_sleep) return;
+  // Never longer than this, whatever a descriptor forgets to say.
+  const Nanos longest = sessions_.empty() ? 100 * kMillisecond : 10 * kMillisecond;
+  Nanos until = clock_.Now() + longest;
+  if (!deadlines_.empty()) until = std::min(until, deadlines_.begin()->first);
+  if (!hold_expiries_.empty()) until = std::min(until, hold_expiries_.begin()->first);
+  until = std::min(until, stack_->next_wakeup());
+  const Nanos wait = std::max<Nanos>(0, until - clock_.Now());
+  epoll_event events[8];
+  (void)epoll_wait(epoll_fd_, events, 8, static_cast<int>((wait + kMillisecond - 1) / kMillisecond));
+}
+
+void Shard::RunUntilStopped() {
+  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
+  TIERCEL_CHECK(epoll_fd_ >= 0);
+  const auto watch = [this](int fd) {
+    if (fd < 0) return;
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.fd = fd;
+    TIERCEL_CHECK(epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) == 0);
+  };
+  watch(inbox_.event_fd());
+  for (const auto& transport : transports_) watch(transport->event_fd());
+  if (stack_->ssd() != nullptr) watch(stack_->ssd()->event_fd());
+  Nanos last_work = clock_.Now();
+  while (!stop_.load(std::memory_order_acquire)) {
+    if (RunOnce() > 0) {
+      last_work = clock_.Now();
+    } else if (clock_.Now() - last_work > options_.spin) {
+      SleepUntilWork();
+    }
+  }
+}
+
+Shard::Stats Shard::stats() const {
+  Stats stats = stats_;
+  stats.tiers = stack_->stats();
+  stats.sessions = sessions_.size();
+  for (const auto& [id, session] : sessions_) {
+    stats.keys_in_flight += session->keys_in_flight;
+    stats.bytes_in_flight += session->bytes_in_flight;
+    stats.holds += session->holds.size();
+  }
+  for (const auto& transport : transports_) {
+    stats.transports[static_cast<size_t>(transport->kind())] = transport->counters();
+  }
+  if (SsdStore* ssd = stack_->ssd(); ssd != nullptr) {
+    stats.has_ssd = true;
+    stats.ssd_available = ssd->available();
+    stats.ssd_why = ssd->why();
+  }
+  return stats;
+}
+
+}  // namespace tiercel
