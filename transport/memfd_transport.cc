@@ -1,3 +1,5 @@
+// Both ends of the same-host transport (over 800 lines: every rule of the protocol has its twin on the
+// other side, and they are read together).
 #include <errno.h>
 #include <fcntl.h>
 #include <fmt/format.h>
