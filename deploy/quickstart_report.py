@@ -1,0 +1,48 @@
+"""Compares the cold and the warm engine's reports: a table, the promises as GOAL lines, and exit code 0
+only when both said the same words."""
+
+import json
+import sys
+
+
+def main() -> int:
+    cold, warm = (json.load(open(path)) for path in sys.argv[1:3])
+
+    def row(name, a, b):
+        print(f"  {name:<28}{a!s:>16}{b!s:>16}")
+
+    def goal(name, value, unit, target, met):
+        print(f"GOAL {name} {value} {unit} {target} {'MET' if met else 'MISSED'}")
+
+    ratio = warm["ttft_s"] / cold["ttft_s"]
+    raw, stored = cold["raw_bytes"], cold["stored_bytes"]
+    print()
+    row("", "engine A", "engine B")
+    row("prompt tokens", cold["prompt_tokens"], warm["prompt_tokens"])
+    row("tokens computed", cold["computed_tokens"], warm["computed_tokens"])
+    row("tokens reused", cold["reused_tokens"], warm["reused_tokens"])
+    row("blocks stored", cold["blocks_pushed"], warm["blocks_pushed"])
+    row("bytes of KV, raw", f"{raw:,}", "")
+    row("bytes stored", f"{stored:,}", "")
+    row("ratio", f"{raw / max(stored, 1):.3f}", "")
+    row("time to first token, s", f"{cold['ttft_s']:.3f}", f"{warm['ttft_s']:.3f}")
+    row("tokens a second after that", f"{cold['decode_tokens_per_s']:.1f}", f"{warm['decode_tokens_per_s']:.1f}")
+    print(f"  transport: {warm['transport']}: {warm['transport_reason']}")
+    print(f"  both say: {warm['text'][:100]!r}...\n")
+
+    same = cold["tokens"] == warm["tokens"]
+    whole_blocks = (cold["prompt_tokens"] - 1) // 128 * 128
+    goal("equal_tokens", len(warm["tokens"]) if same else 0, "tokens", 64, same and len(warm["tokens"]) >= 64)
+    goal("reused_tokens", warm["reused_tokens"], "tokens", whole_blocks, warm["reused_tokens"] >= whole_blocks)
+    goal("warm_to_cold_ttft", f"{ratio:.4f}", "ratio", 0.10, ratio <= 0.10)
+    if cold["reused_tokens"] != 0:
+        print("the first engine was not cold")
+        return 1
+    if not same:
+        print("the engines said different words")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
