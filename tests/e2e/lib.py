@@ -1,0 +1,108 @@
+"""What every end-to-end test needs: the programs, a server in a folder of its own, checks and GOAL lines."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(os.environ.get("TIERCEL_BIN", ROOT / "build/dev/bin"))
+FULL = os.environ.get("TIERCEL_FULL") == "1"
+SERVER, CLI, LOAD = BIN / "tiercel-server", BIN / "tiercel", BIN / "tiercel-e2e-load"
+_failed = 0
+
+
+def check(name, good, told=""):
+    global _failed
+    _failed += 0 if good else 1
+    print(f"check {name} {'OK' if good else 'FAILED'} {told}".rstrip(), flush=True)
+    return good
+
+
+def goal(name, value, unit, target, met):
+    print(f"GOAL {name} {value:.6g} {unit} {target} {'MET' if met else 'MISSED'}", flush=True)
+
+
+def finish():
+    sys.exit(1 if _failed else 0)
+
+
+def run(*args, timeout=120, env=None):
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True, timeout=timeout,
+                          env={**os.environ, **(env or {})})
+    return done.returncode, done.stdout, done.stderr
+
+
+class Server:
+    """A real tiercel-server on loopback ports of its own; its folder outlives kill() and start()."""
+
+    def __init__(self, *settings, ssd=True, config=None):
+        self.folder = Path(tempfile.mkdtemp(prefix="tiercel-e2e-"))
+        self.settings = settings
+        self.ssd = ssd
+        self.process = None
+        if config:
+            (self.folder / "tiercel.yaml").write_text(config)
+
+    def start(self, wait=30):
+        args = [SERVER, "--insecure", "--set", "listen.grpc=127.0.0.1:0", "--set", "listen.http=127.0.0.1:0",
+                "--set", f"memfd.dir={self.folder}/run"]
+        if (self.folder / "tiercel.yaml").exists():
+            args += ["--config", self.folder / "tiercel.yaml"]
+        if self.ssd:
+            args += ["--data", self.folder / "data"]
+        for setting in self.settings:
+            args += ["--set", setting]
+        (self.folder / "run").mkdir(exist_ok=True, mode=0o700)
+        self.log = self.folder / "log"
+        self.log.write_text("")
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen([str(a) for a in args], stdout=log, stderr=log)
+        until = time.monotonic() + wait
+        while time.monotonic() < until:
+            ready = re.search(r"node\.ready .*grpc=(\S+) http=(\S+)", self.log.read_text())
+            if ready:
+                self.grpc, self.http = ready.groups()
+                return self
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.005)
+        raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """SIGTERM; the exit status."""
+        self.process.terminate()
+        return self.process.wait(timeout=60)
+
+    def alive(self):
+        return self.process.poll() is None
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://{self.http}{path}", timeout=5) as answer:
+            return answer.read().decode()
+
+    def cpu_seconds(self):
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def __enter__(self):
+        return self.start()
+
+    def __exit__(self, *_):
+        if self.process and self.alive():
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def told(text):
+    """The counts of tiercel-e2e-load's last line."""
+    line = [l for l in text.splitlines() if l.startswith("asked ")][-1].split()
+    return {line[i]: int(line[i + 1]) for i in range(0, len(line), 2)}
