@@ -519,6 +519,8 @@ class Edge final : public GrpcEdge {
     builder.SetMaxReceiveMessageSize(kGrpcMaxMessageBytes);
     builder.SetMaxSendMessageSize(kGrpcMaxMessageBytes);
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kGrpcStreamWindowBytes);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kGrpcHttp2FrameBytes);
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxControlBytes);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 256);
     builder.AddListeningPort(listen, credentials, &port);

@@ -32,6 +32,10 @@ inline constexpr char kGrpcSessionKey[] = "tiercel-session";  // Decimal session
 inline constexpr char kGrpcShardKey[] = "tiercel-shard";      // Decimal shard number.
 // gRPC's message limits, to be set on servers and channels alike: the largest frame and its framing.
 inline constexpr int kGrpcMaxMessageBytes = 20 << 20;
+// Windows and frames large enough for a block at a time: gRPC's defaults (64 KiB, 16 KiB) cost a stop
+// and a wake-up every few kilobytes.
+inline constexpr int kGrpcStreamWindowBytes = 32 << 20;
+inline constexpr int kGrpcHttp2FrameBytes = 1 << 20;
 
 // Client side. Connect's address is "host:port/shard" and makes a plain channel of its own; a session
 // that has a channel already (and its credentials) uses ConnectOn.

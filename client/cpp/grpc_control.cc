@@ -417,6 +417,8 @@ Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint,
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kGrpcMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kGrpcMaxMessageBytes);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kGrpcStreamWindowBytes);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kGrpcHttp2FrameBytes);
   // A node that comes back is found again within a quarter of a second.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
