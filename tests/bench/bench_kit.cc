@@ -250,6 +250,8 @@ Memory::Memory(uint64_t bytes, uint64_t seed) : bytes_(bytes) {
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   TIERCEL_CHECK(at != MAP_FAILED);
   data_ = static_cast<std::byte*>(at);
+  // A fork would make every page's next write a fault.
+  madvise(at, bytes, MADV_DONTFORK);
   SplitMix64 random(seed);
   for (uint64_t i = 0; i + 8 <= bytes; i += 8) StoreLe(data_ + i, random.Next());
 }

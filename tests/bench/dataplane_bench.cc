@@ -219,9 +219,19 @@ class Bench {
       lanes.push_back({&entry, entry.make(size), false});
       if (const Status ready = lanes.back().lane->Prepare(); !ready) fail(lanes.back(), ready.error());
     }
+    if (arguments_.rounds > 20) {  // A profiler waits for this line.
+      fmt::print("{}: ready\n", SizeName(size));
+      std::fflush(stdout);
+    }
     const Nanos server_cpu = service_ ? ProcessCpu(service_->pid()) : 0;
     const Nanos begin = Now();
     for (int round = -1; round < arguments_.rounds; ++round) {
+      if (service_) {
+        if (const Status touched = service_->Touch(size); !touched) {
+          fmt::print("FAILED touch at {}: {}\n", SizeName(size), touched.error().ToString());
+          failed_ = true;
+        }
+      }
       for (Running& running : lanes) {
         if (running.failed) continue;
         // The first round warms up and is not counted.

@@ -51,7 +51,7 @@ class GetLane final : public ServiceLane {
   GetLane(Service& service, TransportKind kind, GetSlot::Kind slot, const Memory& source, const Memory& to,
           uint64_t block, uint32_t batch)
       : ServiceLane(service, kind), slot_(slot), source_(source), source_walk_(source, block), block_(block),
-        batch_(batch), to_(to, slot == GetSlot::Kind::kRecord ? block + 4096 : block), slots_(batch) {}
+        batch_(batch), to_(to, slot == GetSlot::Kind::kRecord ? RecordRoom(block) : block), slots_(batch) {}
 
   Status Prepare() override {
     TIERCEL_TRY(Open());
@@ -68,7 +68,7 @@ class GetLane final : public ServiceLane {
   }
 
  private:
-  uint64_t room() const { return slot_ == GetSlot::Kind::kRecord ? block_ + 4096 : block_; }
+  uint64_t room() const { return slot_ == GetSlot::Kind::kRecord ? RecordRoom(block_) : block_; }
 
   Status Once() {
     if (at_ + batch_ > stored_->blocks) at_ = 0;
@@ -90,7 +90,7 @@ class GetLane final : public ServiceLane {
     for (uint32_t i = 0; i < batch_; ++i) {
       const std::byte* bytes = slots_[i].dst.data();
       if (slot_ == GetSlot::Kind::kRecord) {
-        const auto head = PeekRecord({bytes, 4096});
+        const auto head = PeekRecord({bytes, std::min<uint64_t>(4096, room())});
         if (!head) return tl::unexpected(head.error());
         TIERCEL_ASSIGN(const RecordView record, ParseRecord({bytes, head->record_bytes}));
         TIERCEL_TRY(DecodeRecord(record, stored_->layout, decoded));
@@ -129,7 +129,7 @@ class PutLane final : public ServiceLane {
     TIERCEL_ASSIGN(const auto chain, service_.NewChain(layout_, 1));
     spec.scope = chain->options().scope;
     // A record does not name its key: the same ones serve every round.
-    room_ = RoundUp(MaxRecordBytes(spec, block_), 4096);
+    room_ = RecordRoom(block_);
     count_ = std::max<uint64_t>(batch_, (uint64_t{256} << 20) / room_);
     records_ = std::make_unique<Memory>(room_ * count_, 7);
     for (uint64_t i = 0; i < count_; ++i) {
@@ -316,6 +316,12 @@ KvLayout LayoutOf(uint64_t block_bytes) {
   return layout;
 }
 
+uint64_t RecordRoom(uint64_t block_bytes) {
+  RecordSpec spec;
+  spec.layout = LayoutOf(block_bytes);
+  return RoundUp(MaxRecordBytes(spec, block_bytes), 4096);
+}
+
 Result<std::unique_ptr<Service>> Service::Start(const Options& options) {
   std::unique_ptr<Service> service(new Service());
   const int port = FreePort();
@@ -330,7 +336,7 @@ Result<std::unique_ptr<Service>> Service::Start(const Options& options) {
       "memfd: {{enabled: true}}\n"
       "memory: {{host: {}B}}\n"
       "limits: {{bytes_in_flight: 1GiB, hold_bytes: 1GiB}}\n"
-      "log: {{level: warn}}\n",
+      "log: {{level: info}}\n",
       service->endpoint_, options.host_bytes);
   Child::Options child;
   child.argv = options.wrapper;
@@ -422,6 +428,21 @@ Result<const Service::Stored*> Service::Blocks(const Memory& source, uint64_t bl
     found = stored_.emplace(block, std::move(stored)).first;
   }
   return &found->second;
+}
+
+Status Service::Touch(uint64_t block) {
+  const auto found = stored_.find(block);
+  if (found == stored_.end()) return OkStatus();
+  const Stored& stored = found->second;
+  TIERCEL_ASSIGN(Client* const client, Through(TransportKind::kMemfd));
+  const auto batch = static_cast<uint32_t>(std::min<uint64_t>(64, 256 * kMiB / block));
+  for (uint32_t first = 0; first < stored.blocks; first += batch) {
+    std::vector<GetSlot> slots(std::min(batch, stored.blocks - first));
+    for (GetSlot& slot : slots) slot.kind = GetSlot::Kind::kInPlace;
+    const Completion done = client->Get(*stored.chain, first, slots, stored.layout);
+    TIERCEL_TRY(Checked(done, static_cast<uint32_t>(slots.size()), "touch"));
+  }
+  return OkStatus();
 }
 
 std::unique_ptr<Lane> Service::Get(TransportKind kind, GetSlot::Kind slot, const Memory& source, const Memory& to,

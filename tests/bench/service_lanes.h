@@ -29,6 +29,8 @@ namespace tiercel::bench {
 
 // A layout whose block has exactly this many bytes; a multiple of 64 KiB.
 KvLayout LayoutOf(uint64_t block_bytes);
+// What its record may take.
+uint64_t RecordRoom(uint64_t block_bytes);
 
 class Service {
  public:
@@ -54,6 +56,8 @@ class Service {
     uint32_t blocks = 0;
   };
   Result<const Stored*> Blocks(const Memory& source, uint64_t block);
+  // Between rounds: touches all of that chain, so that puts of other keys do not evict it.
+  Status Touch(uint64_t block);
 
   std::unique_ptr<Lane> Get(TransportKind kind, GetSlot::Kind slot, const Memory& source, const Memory& to,
                             uint64_t block, uint32_t batch);
