@@ -595,7 +595,8 @@ Status RocksStore::CorruptForTest(const SsdEntry& entry, uint64_t bit) {
 }
 
 size_t RocksStore::Poll() {
-  if (!open_.appends.empty() && clock_.Now() - open_.began >= options_.seal_after) Seal();
+  if (!shut_down_ && !open_.appends.empty() && clock_.Now() - open_.began >= options_.seal_after)
+    Seal();
   return inbox_.Drain([](Event&& event) { event(); });
 }
 
@@ -610,7 +611,7 @@ SsdStore::Stats RocksStore::stats() const {
 
 void RocksStore::Shutdown(Nanos timeout) {
   if (shut_down_) return;
-  Seal();
+  if (timeout > 0) Seal();
   const Nanos end = clock_.Now() + timeout;
   while (timeout > 0 && (writing_ > 0 || tasks_ > 0) && clock_.Now() < end) {
     Poll();
@@ -622,8 +623,12 @@ void RocksStore::Shutdown(Nanos timeout) {
   readers_.reset();
   while (Poll() > 0) {
   }
-  auto flushes = std::exchange(flushes_, {});
-  for (auto& done : flushes) done(Fail(Code::kUnavailable, "shutting down"));
+  Open unwritten = std::exchange(open_, {});
+  stats_.queued_bytes -= unwritten.bytes;
+  for (Append1& append : unwritten.appends) {
+    append.done(Fail(Code::kUnavailable, "shut down before it was written"));
+  }
+  for (auto& done : std::exchange(flushes_, {})) done(Fail(Code::kUnavailable, "shutting down"));
 }
 
 // ---- the disk ----------------------------------------------------------------------------------

@@ -372,15 +372,19 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
       ssd_->Append(block->Entry(), {arena_->data(block->host), block->record_bytes},
                    [this, block, told](Result<SsdLocation> where) {
                      writing_bytes_ -= block->record_bytes;
+                     Status status = OkStatus();
                      if (where) {
                        block->ssd = *where;
                        ++stats_.durable;
+                       if (block->doomed) {
+                         status = Fail(Code::kAborted, "forgotten while it was being written");
+                       }
                      } else {
                        ++stats_.write_behind_skipped;
+                       status = tl::unexpected<Error>(where.error());
                      }
                      Unpin(block);
-                     if (*told)
-                       (*told)(where ? OkStatus() : Status(tl::unexpected<Error>(where.error())));
+                     if (*told) (*told)(std::move(status));
                    });
   if (queued) {
     writing_bytes_ += block->record_bytes;

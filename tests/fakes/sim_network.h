@@ -27,22 +27,12 @@
 
 #include "base/clock.h"
 #include "base/random.h"
+#include "tests/fakes/sim_clock.h"
 #include "transport/transport.h"
 
 namespace tiercel {
 
 class SimTransport;
-
-// A clock that moves only when told.
-class SimClock final : public Clock {
- public:
-  Nanos Now() const override { return now_; }
-  void Set(Nanos now) { now_ = now > now_ ? now : now_; }
-  void Advance(Nanos by) { now_ += by; }
-
- private:
-  Nanos now_ = kSecond;
-};
 
 class SimNetwork {
  public:
