@@ -149,12 +149,6 @@ class Bench {
     }
     std::filesystem::create_directories(folder_);
     if (!arguments_.server.empty()) {
-      Service::Options options;
-      options.server = arguments_.server;
-      options.folder = folder_;
-      options.core = kServerCore;
-      options.wrapper = arguments_.wrapper;
-      TIERCEL_ASSIGN(service_, Service::Start(options));
       const auto get = [this](Kind kind, Slot slot, bool batch) {
         return [=, this](uint64_t block) {
           return service_->Get(kind, slot, source_, to_, block, batch ? BatchOf(block) : 1);
@@ -202,7 +196,26 @@ class Bench {
     return OkStatus();
   }
 
+  // A server of its own for each size: no size meets the holes that another left in the arena.
+  Status Serve(uint64_t size) {
+    service_.reset();
+    if (arguments_.server.empty()) return OkStatus();
+    Service::Options options;
+    options.server = arguments_.server;
+    options.folder = folder_;
+    options.core = kServerCore;
+    options.wrapper = arguments_.wrapper;
+    options.block = size;
+    TIERCEL_ASSIGN(service_, Service::Start(options));
+    return OkStatus();
+  }
+
   void Measure(uint64_t size) {
+    if (const Status served = Serve(size); !served) {
+      fmt::print("FAILED to start the service for {}: {}\n", SizeName(size), served.error().ToString());
+      failed_ = true;
+      return;
+    }
     struct Running {
       const Entry* entry;
       std::unique_ptr<Lane> lane;

@@ -355,24 +355,24 @@ Result<std::unique_ptr<Service>> Service::Start(const Options& options) {
     if (Now() > until) return tl::unexpected(client.error());
     usleep(50000);
   }
-  TIERCEL_TRY(service->TouchMemory(options.host_bytes));
+  TIERCEL_TRY(service->TouchMemory(options.host_bytes, options.block));
   return service;
 }
 
 // Fresh memory is slow the first time, on some machines very: all of it is written before anything is
 // timed.
-Status Service::TouchMemory(uint64_t bytes) {
-  constexpr uint64_t kBlock = 4 * kMiB;
-  const Memory source(32 * kBlock, 9);
-  const KvLayout layout = LayoutOf(kBlock);
+Status Service::TouchMemory(uint64_t bytes, uint64_t block) {
+  const auto batch = static_cast<uint32_t>(std::max<uint64_t>(8, 16 * kMiB / block));
+  const Memory source(batch * block, 9);
+  const KvLayout layout = LayoutOf(block);
   TIERCEL_ASSIGN(Client* const client, Through(TransportKind::kMemfd));
   for (uint64_t done = 0; done < bytes; done += source.size()) {
-    TIERCEL_ASSIGN(const auto chain, NewChain(layout, 32));
-    std::vector<PutSource> sources(32);
-    for (size_t i = 0; i < sources.size(); ++i) sources[i].src = {source.data() + i * kBlock, kBlock};
+    TIERCEL_ASSIGN(const auto chain, NewChain(layout, batch));
+    std::vector<PutSource> sources(batch);
+    for (size_t i = 0; i < sources.size(); ++i) sources[i].src = {source.data() + i * block, block};
     RequestOptions patient;
     patient.deadline = 30 * kSecond;
-    TIERCEL_TRY(Checked(client->Put(*chain, 0, sources, layout, patient), 32, "touch"));
+    TIERCEL_TRY(Checked(client->Put(*chain, 0, sources, layout, patient), batch, "touch"));
   }
   return OkStatus();
 }

@@ -39,6 +39,7 @@ class Service {
     std::string folder;  // For its config and log.
     int core = 1;
     uint64_t host_bytes = uint64_t{3} << 30;
+    uint64_t block = 1 << 20;  // What will be measured: memory is touched with blocks of this size.
     std::vector<std::string> wrapper;  // E.g. perf record ...; before the server's own words.
   };
   static Result<std::unique_ptr<Service>> Start(const Options& options);
@@ -72,7 +73,7 @@ class Service {
 
  private:
   Service() = default;
-  Status TouchMemory(uint64_t bytes);
+  Status TouchMemory(uint64_t bytes, uint64_t block);
   std::unique_ptr<Child> child_;
   std::string endpoint_;
   std::map<TransportKind, std::unique_ptr<Client>> clients_;
