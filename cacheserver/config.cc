@@ -209,6 +209,16 @@ Status ReadNode(Config& config, const std::string& name, const std::string& pref
   return OkStatus();
 }
 
+Status ReadText(Config& config, const std::string& name, std::string_view text) {
+  YAML::Node root;
+  try {  // The library throws; nothing of ours does.
+    root = YAML::Load(std::string(text));
+  } catch (const YAML::Exception& e) {
+    return Fail(Code::kInvalidArgument, fmt::format("{}:{}: {}", name, e.mark.line + 1, e.msg));
+  }
+  return root.IsNull() ? OkStatus() : ReadNode(config, name, "", root);
+}
+
 bool IsLoopback(std::string_view address) {
   return address.empty() || address.starts_with("unix:") || address.starts_with("127.") ||
          address.starts_with("localhost:") || address.starts_with("[::1]");
@@ -249,19 +259,19 @@ LogFormat Config::format() const { return log_format == "json" ? LogFormat::kJso
 
 Result<Config> LoadConfig(std::string_view text, const std::string& name, const std::vector<std::string>& overrides) {
   Config config;
-  YAML::Node root;
-  try {  // The library throws; nothing of ours does.
-    root = YAML::Load(std::string(text));
-  } catch (const YAML::Exception& e) {
-    return Fail(Code::kInvalidArgument, fmt::format("{}:{}: {}", name, e.mark.line + 1, e.msg));
-  }
-  if (!root.IsNull()) TIERCEL_TRY(ReadNode(config, name, "", root));
+  TIERCEL_TRY(ReadText(config, name, text));
   for (const std::string& override : overrides) {
     const size_t equals = override.find('=');
     if (equals == std::string::npos) {
       return Fail(Code::kInvalidArgument, fmt::format("--set {}: not of the form key=value", override));
     }
-    const Status applied = Apply(config, override.substr(0, equals), override.substr(equals + 1));
+    const std::string key = override.substr(0, equals);
+    const std::string value = override.substr(equals + 1);
+    if (key == kNamespacesKey) {  // The one list: written as in the file.
+      TIERCEL_TRY(ReadText(config, "--set " + override, key + ": " + value));
+      continue;
+    }
+    const Status applied = Apply(config, key, value);
     if (!applied) return Fail(Code::kInvalidArgument, fmt::format("--set {}: {}", override, applied.error().message));
   }
   if (config.node_id.empty()) {

@@ -34,6 +34,8 @@ TEST(ConfigTest, ReadsSectionsUnitsAndLists) {
   EXPECT_EQ(config->max_sessions, 7u);
   EXPECT_EQ(config->level(), LogLevel::kDebug);
   EXPECT_EQ(config->shards, 2u);
+  EXPECT_EQ(LoadConfig("insecure: true", "x", {"namespaces=[red, blue]"})->namespaces,
+            (std::vector<std::string>{"red", "blue"}));
 }
 
 TEST(ConfigTest, ATypoIsNamedWithItsLineAndTheNearestKey) {
