@@ -182,7 +182,6 @@ class Bench {
       }
     }
     if (arguments_.peers) {
-      TIERCEL_ASSIGN(memcached_, Memcached::Start(kServerCore, uint64_t{3} << 30));
       add("memcached get x1", [this](uint64_t block) { return memcached_->Get(source_, to_, block, 1); }, false);
       add("memcached put x1", [this](uint64_t block) { return memcached_->Put(source_, block, 1); }, false);
       if (arguments_.python.empty()) {
@@ -196,9 +195,13 @@ class Bench {
     return OkStatus();
   }
 
-  // A server of its own for each size: no size meets the holes that another left in the arena.
+  // Servers of its own for each size: no size meets the holes that another left in their memory.
   Status Serve(uint64_t size) {
     service_.reset();
+    if (arguments_.peers) {
+      memcached_.reset();
+      TIERCEL_ASSIGN(memcached_, Memcached::Start(kServerCore, uint64_t{3} << 30));
+    }
     if (arguments_.server.empty()) return OkStatus();
     Service::Options options;
     options.server = arguments_.server;
