@@ -1,0 +1,84 @@
+"""All that the engine does with Tiercel: match a prefix, load its pages, store new ones."""
+
+import hashlib
+
+import numpy as np
+import tiercel
+from llama import PAGE_TOKENS
+
+
+def block_hashes(ids):
+    """The chained hash of each whole block of the prompt: it names all tokens up to there."""
+    hashes, previous = [], bytes(32)
+    for start in range(0, len(ids) - PAGE_TOKENS + 1, PAGE_TOKENS):
+        tokens = np.asarray(ids[start : start + PAGE_TOKENS], "<u4").tobytes()
+        previous = hashlib.sha256(previous + tokens).digest()
+        hashes.append(previous)
+    return hashes
+
+
+class PrefixCache:
+    def __init__(self, endpoint, config, transport=None):
+        self._client = tiercel.Client(
+            endpoint,
+            transports=[transport] if transport else None,
+            ucx_devices="lo" if transport == "ucx" else "",
+            deadline_s=10.0,
+        )
+        self._layout = tiercel.KvLayout(
+            layers=config.layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            tokens_per_block=PAGE_TOKENS,
+            dtype="bf16",
+            k_order="htd",
+            v_order="htd",
+            packing="split",
+        )
+        self._scope = tiercel.make_scope(model=config.name, revision="gguf", layout=self._layout)
+
+    def close(self):
+        self._client.close()
+
+    def match(self, hashes):
+        """How many leading blocks are there."""
+        return self._client.match_prefix(self._chain(hashes))
+
+    def load(self, hashes, n, kv):
+        """Fills pages 0 .. n - 1; returns (pages of whole prefix loaded, results)."""
+        results = self._client.get_blocks(self._chain(hashes), 0, n, self._layout, *self._planes(kv, 0, n))
+        loaded = 0
+        while loaded < n and results[loaded].status == "OK":
+            loaded += 1
+        return loaded, results
+
+    def store(self, hashes, first, kv):
+        """Stores the pages of the whole blocks from first on."""
+        n = len(hashes) - first
+        if n <= 0:
+            return []
+        return self._client.put_blocks(self._chain(hashes), first, n, self._layout, *self._planes(kv, first, n))
+
+    def transport(self):
+        """("memfd", "same host"): what carries the blocks, and why."""
+        for node in self._client.nodes():
+            for line in node.transports:
+                kind, _, reason = line.partition(" ")
+                return kind.rstrip(":"), reason
+        return "none", "no node"
+
+    def _chain(self, hashes):
+        chain = tiercel.Chain(scope=self._scope)
+        for one in hashes:
+            chain.append(one)
+        return chain
+
+    def _planes(self, kv, first, n):
+        """Addresses of K and V planes, [n, layers] each."""
+        return tuple(
+            np.array(
+                [[kv.plane_address(layer, page, which) for layer in range(len(kv.layers))] for page in range(first, first + n)],
+                np.int64,
+            )
+            for which in (0, 1)
+        )
