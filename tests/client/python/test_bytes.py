@@ -1,0 +1,117 @@
+import os
+
+import numpy as np
+import pytest
+import tiercel
+
+
+def test_a_value_comes_back(client, key):
+    data = os.urandom(100_000)
+    assert client.get(key) is None
+    assert not client.exists(key)
+    result = client.put(key, data)
+    assert result.status == "OK" and result.bytes == len(data)
+    assert client.exists(key)
+    assert client.get(key) == data
+
+
+@pytest.mark.parametrize("size", [1, 63, 4096, 1 << 20, 16 << 20])
+def test_sizes(client, key, size):
+    data = os.urandom(size)
+    assert client.put(key, data, deadline_s=10).ok
+    assert client.get(key, deadline_s=10) == data
+
+
+def test_keys_are_text_or_bytes_of_any_length(client):
+    for name in ("text", "über", b"b", os.urandom(100), os.urandom(16).hex()):
+        unique = name + (os.urandom(4).hex() if isinstance(name, str) else os.urandom(4))
+        assert client.put(unique, b"v").ok
+        assert client.get(unique) == b"v"
+    with pytest.raises(ValueError):
+        client.put("", b"v")
+
+
+def test_the_first_value_of_a_key_stays(client, key):
+    assert client.put(key, b"one").ok
+    assert client.put(key, b"two").status in ("OK", "EXISTS")
+    assert client.get(key) == b"one"
+
+
+def test_into_a_buffer(client, key):
+    client.put(key, b"hello")
+    room = bytearray(64)
+    assert client.get_into(key, room) == 5
+    assert room[:5] == b"hello"
+    assert client.get_into(key, np.zeros(5, np.uint8)) == 5
+    assert client.get_into(os.urandom(16), room) == -1
+    with pytest.raises(ValueError, match="smaller"):
+        client.get_into(key, bytearray(4))
+    with pytest.raises(TypeError, match="read-only"):
+        client.get_into(key, b"12345")
+    with pytest.raises(TypeError):
+        client.put(key, "text")
+
+
+def test_a_strided_buffer_is_refused(client, key):
+    with pytest.raises(tiercel.NotContiguous):
+        client.put(key, np.zeros((4, 4), np.uint8)[:, ::2])
+    with pytest.raises(tiercel.NotContiguous):
+        client.get_into(key, memoryview(bytearray(64))[::2])
+
+
+def test_batches(client):
+    names = [os.urandom(16) for _ in range(100)]
+    datas = [os.urandom(1 + 37 * i) for i in range(100)]
+    assert all(r.ok for r in client.batch_put(names, datas))
+    rooms = [bytearray(len(d)) for d in datas] + [bytearray(8)]
+    got = client.batch_get_into(names + [b"not there" + names[0]], rooms)
+    assert [r.status for r in got] == ["OK"] * 100 + ["MISS"]
+    assert [r.bytes for r in got[:100]] == [len(d) for d in datas]
+    assert [bytes(r) for r in rooms[:100]] == datas
+    with pytest.raises(ValueError, match="buffers"):
+        client.batch_put(names, datas[1:])
+
+
+def test_batches_by_address(client):
+    names = [os.urandom(16) for _ in range(5)]
+    out = np.random.default_rng(1).integers(0, 256, (5, 1000), dtype=np.uint8)
+    into = np.zeros_like(out)
+    sizes = np.full(5, 1000, np.int64)
+
+    def ptrs(array):
+        return array.ctypes.data + np.arange(5, dtype=np.int64) * 1000
+
+    assert all(r.ok for r in client.batch_put_ptrs(names, ptrs(out), sizes))
+    assert all(r.ok for r in client.batch_get_into_ptrs(names, ptrs(into), sizes))
+    assert np.array_equal(out, into)
+    with pytest.raises(tiercel.NotContiguous):
+        client.batch_put_ptrs(names, np.zeros(10, np.int64)[::2], sizes)
+
+
+def test_scopes_keep_values_apart(client, key):
+    scope = tiercel.make_scope(model="other")
+    client.put(key, b"here", scope)
+    assert client.get(key) is None
+    assert client.get(key, scope) == b"here"
+
+
+def test_too_much_and_too_little(client, key):
+    with pytest.raises(ValueError):
+        client.put(key, b"")
+    with pytest.raises(ValueError, match="16 MiB"):
+        client.put(key, bytes((16 << 20) + 1))
+
+
+def test_durable(client, key):
+    result = client.put(key, os.urandom(1000), durable=True, deadline_s=10)
+    assert result.ok and result.durable
+
+
+def test_a_buffer_stays_while_its_ticket_lives(client, key):
+    data = bytearray(os.urandom(1 << 20))
+    ticket = client.submit_put(key, data, deadline_s=10)
+    with pytest.raises(BufferError):
+        data.append(0)  # Held: it must not move.
+    assert client.wait(ticket).blocks[0].ok
+    data.append(0)
+    assert client.get(key) == bytes(data[:-1])
