@@ -35,7 +35,8 @@ class PrefixCache:
             v_order="htd",
             packing="split",
         )
-        self._scope = tiercel.make_scope(model=config.name, revision="gguf", layout=self._layout)
+        # The weights' own digest: two files of one name must never share KV.
+        self._scope = tiercel.make_scope(model=config.name, revision=config.weights_digest, layout=self._layout)
 
     def close(self):
         self._client.close()
@@ -62,9 +63,9 @@ class PrefixCache:
     def transport(self):
         """("memfd", "same host"): what carries the blocks, and why."""
         for node in self._client.nodes():
-            for line in node.transports:
-                kind, _, reason = line.partition(" ")
-                return kind.rstrip(":"), reason
+            for line in node["transports"]:
+                kind, _, reason = line.partition(": ")
+                return kind, reason
         return "none", "no node"
 
     def _chain(self, hashes):

@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Only what Smo
 little-endian version 2 or 3, tensors in F32, Q8_0 and Q4_1.
 """
 
+import hashlib
 import mmap
 import struct
 import zipfile
@@ -43,6 +44,10 @@ class Gguf:
                 return cls(wheel.read(name))
         with open(path, "rb") as file:
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def digest(self):
+        """SHA-256 of the whole file, in hex."""
+        return hashlib.sha256(self._data).hexdigest()
 
     def tensor(self, name):
         shape, kind, offset = self._tensors[name]

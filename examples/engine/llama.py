@@ -33,9 +33,11 @@ class Config:
     norm_epsilon: float
     rope_base: float
     name: str
+    weights_digest: str
 
     @classmethod
-    def of(cls, metadata):
+    def of(cls, gguf):
+        metadata = gguf.metadata
         m = lambda key: metadata["llama." + key]  # noqa: E731
         return cls(
             layers=m("block_count"),
@@ -46,6 +48,7 @@ class Config:
             norm_epsilon=m("attention.layer_norm_rms_epsilon"),
             rope_base=m("rope.freq_base"),
             name=metadata.get("general.name", "llama"),
+            weights_digest=gguf.digest(),
         )
 
 
@@ -79,7 +82,7 @@ class PagedKv:
 
 class Llama:
     def __init__(self, gguf):
-        c = self.config = Config.of(gguf.metadata)
+        c = self.config = Config.of(gguf)
         self._inverse_frequency = (c.rope_base ** (-np.arange(0, c.head_dim, 2) / c.head_dim)).astype(np.float32)
         self._embedding = gguf.tensor("token_embd.weight")
         self._final_norm = gguf.tensor("output_norm.weight")
