@@ -294,6 +294,14 @@ class GrpcTransportBase : public Base {
   // A stream whose session has no endpoint here yet: the server makes one at HELLO, a client never.
   virtual void FirstFrame(const std::shared_ptr<Pipe>& pipe, const FrameHeader& header) = 0;
 
+  // Ends a stream; the session may open another at once.
+  void EndWaiting(const std::shared_ptr<Pipe>& pipe, const Error& why) {
+    WaitingPipes& waiting = pipe->puts ? puts_waiting_ : gets_waiting_;
+    const auto found = waiting.find(pipe->session_id);
+    if (found != waiting.end() && found->second.pipe == pipe) waiting.erase(found);
+    pipe->Cancel(why);
+  }
+
   std::shared_ptr<GrpcLink> FindLink(uint64_t session_id) {
     const auto found = links_.find(session_id);
     return found == links_.end() ? nullptr : found->second;
@@ -310,7 +318,7 @@ class GrpcTransportBase : public Base {
       if (!HandleFrame(shared, *frame)) break;
     }
     if (!arrived.ended) return;
-    (pipe.puts ? puts_waiting_ : gets_waiting_).erase(pipe.session_id);
+    EndWaiting(shared, arrived.why);
     link = FindLink(pipe.session_id);
     if (link == nullptr || (link->closed() && !link->flushing())) return;
     // What the peer sent on the other stream before it closed is still to be taken.
@@ -328,7 +336,7 @@ class GrpcTransportBase : public Base {
     if (!header || wrong != nullptr) {
       ++counters_.rejected_frames;
       const Error why = header ? Error{Code::kInvalidArgument, fmt::format("frame: {}", wrong)} : header.error();
-      pipe->Cancel(why);
+      EndWaiting(pipe, why);
       if (const auto link = FindLink(pipe->session_id); link != nullptr && !link->closed()) Lose(link, why);
       return false;
     }
@@ -464,7 +472,7 @@ class ServerTransport final : public GrpcTransportBase<Transport> {
   void FirstFrame(const std::shared_ptr<Pipe>& pipe, const FrameHeader& header) override {
     if (pipe->puts || header.op != Op::kHello || !admissions_.Find(pipe->session_id, nullptr) ||
         links_.size() >= limits_.max_endpoints) {
-      pipe->Cancel({Code::kUnauthenticated, "this session may not begin here"});
+      EndWaiting(pipe, {Code::kUnauthenticated, "this session may not begin here"});
       return;
     }
     auto link = std::make_shared<GrpcLink>(clock_, pipe->session_id, limits_,

@@ -19,9 +19,11 @@ size_t Link::RunCompletions() {
   size_t ran = 0;
   // Those that a done adds wait for the next time, so that this ends.
   for (size_t left = completions_.size(); left > 0 && !completions_.empty(); --left, ++ran) {
-    auto [done, status] = std::move(completions_.front());
+    Completion completion = std::move(completions_.front());
     completions_.pop_front();
-    done(std::move(status));
+    bytes_in_flight_ -= completion.bytes;
+    frames_in_flight_ -= completion.frames;
+    if (completion.done) completion.done(std::move(completion.status));
   }
   return ran;
 }

@@ -65,14 +65,13 @@ class Link : public std::enable_shared_from_this<Link> {
     ++frames_in_flight_;
   }
   // The send of these bytes has ended; its done waits for RunCompletions.
+  // It counts as in flight until then, so that completions nobody polls for stay bounded.
   void Complete(uint64_t payload_bytes, Done done, Status status) {
-    bytes_in_flight_ -= payload_bytes;
-    --frames_in_flight_;
-    if (done) completions_.emplace_back(std::move(done), std::move(status));
+    completions_.push_back({std::move(done), std::move(status), payload_bytes, 1});
   }
   // As Complete for what is no send: a Receive.
   void CompleteReceive(Done done, Status status) {
-    if (done) completions_.emplace_back(std::move(done), std::move(status));
+    if (done) completions_.push_back({std::move(done), std::move(status), 0, 0});
   }
 
   const TransportKind kind_;
@@ -82,7 +81,13 @@ class Link : public std::enable_shared_from_this<Link> {
   uint64_t bytes_in_flight_ = 0;
   uint32_t frames_in_flight_ = 0;
   LinkEndpoint* endpoint_ = nullptr;
-  std::deque<std::pair<Done, Status>> completions_;
+  struct Completion {
+    Done done;
+    Status status;
+    uint64_t bytes = 0;
+    uint32_t frames = 0;
+  };
+  std::deque<Completion> completions_;
 };
 
 class LinkEndpoint final : public Endpoint {
