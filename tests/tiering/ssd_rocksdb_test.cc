@@ -388,6 +388,34 @@ TEST(SsdRocksdbTest, OpensManyBlocksQuickly) {
               static_cast<long long>(took / kMillisecond));
 }
 
+// The worked example of docs/ssd-format.md.
+TEST(SsdManifestTest, HasTheBytesThatAreWrittenDown) {
+  SsdEntry entry;
+  for (size_t i = 0; i < 32; ++i) {
+    entry.key.bytes[i] = static_cast<std::byte>(i);
+    entry.parent.bytes[i] = static_cast<std::byte>(0x20 + i);
+    entry.anchor.bytes[i] = static_cast<std::byte>(0x40 + i);
+  }
+  for (size_t i = 0; i < 16; ++i) entry.scope.bytes[i] = static_cast<std::byte>(0x60 + i);
+  entry.generation = 9;
+  entry.raw_bytes = 98304;
+  entry.name_space = 1;
+  entry.chain_index = 3;
+  entry.record_bytes = 73920;
+  entry.where = {7, 0};
+  EXPECT_EQ(ToHex(AsBytes(EncodeManifest(7, {entry}))),
+            "54434d31010000000700000001000000b77e4720000000000000000000000000"
+            "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
+            "202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f"
+            "404142434445464748494a4b4c4d4e4f505152535455565758595a5b5c5d5e5f"
+            "606162636465666768696a6b6c6d6e6f09000000000000000080010000000000"
+            "0100000003000000c02001000000000000000000000000000000000000000000");
+  EXPECT_EQ(ToHex(AsBytes(DataKey(7, 0, &entry.key))),
+            "0000000700000000000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f");
+  EXPECT_EQ(ToHex(AsBytes(DataKey(7, kManifestSlot, nullptr))), "00000007ffffffff");
+  EXPECT_EQ(ToHex(AsBytes(IndexKey(7))), "7300000007");
+}
+
 TEST(SsdManifestTest, RefusesEveryTruncationAndEveryFlippedBit) {
   const std::vector<SsdEntry> entries = {EntryOf(1, 100), EntryOf(2, 200)};
   const std::string good = EncodeManifest(9, entries);
