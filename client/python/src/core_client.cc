@@ -4,7 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cmath>
+#include "client/cpp/grpc_control.h"
 
 namespace tiercel::python {
 
@@ -116,9 +116,31 @@ HeldBuffer::~HeldBuffer() {
   if (view_.obj != nullptr) PyBuffer_Release(&view_);
 }
 
+namespace {
+
+// gRPC 1.51 ends its callback threads with the last channel that used them. Where that channel's last
+// owner is a call that ends on one of those threads, the thread reads what it has just freed
+// (grpc_cq_internal_unref: prior > 0). Interpreters close and open clients at will, so one control
+// that is never destroyed keeps those threads for good.
+void KeepCallbackThreads() {
+  static auto* const kept = [] {
+    auto* control = new Result<std::shared_ptr<NodeControl>>(
+        MakeGrpcControl("unix:/nonexistent", Client::Options{}));
+    if (*control) {
+      (**control)->Close(0);
+      (**control)->Shutdown();
+    }
+    return control;
+  }();
+  static_cast<void>(kept);
+}
+
+}  // namespace
+
 CoreClient::CoreClient(const Client::Options& options) {
   auto connected = [&] {
     nb::gil_scoped_release released;
+    KeepCallbackThreads();
     return Client::Connect(options);
   }();
   if (!connected) {
