@@ -46,7 +46,6 @@ rocksdb::Options DataOptions(const SsdDisk::Options& options, bool direct_io) {
   data.max_background_jobs = 4;
   data.keep_log_file_num = 2;
   data.max_log_file_size = 4 << 20;
-  data.writable_file_max_buffer_size = 1 << 20;
   data.table_factory.reset(rocksdb::NewBlockBasedTableFactory(TableOptions()));
   if (options.write_bytes_per_second > 0) {
     data.rate_limiter.reset(rocksdb::NewGenericRateLimiter(

@@ -306,7 +306,9 @@ Status RocksStore::WriteSegment(const Open& segment) {
   sst.rate_limiter = disk_.data_.db->GetDBOptions().rate_limiter;
   rocksdb::EnvOptions env;
   env.use_direct_writes = disk_.direct_io_;
-  env.writable_file_max_buffer_size = 1 << 20;
+  // Large writes are quick; paced ones are small, so that reads get between them.
+  env.writable_file_max_buffer_size =
+      disk_.options_.write_bytes_per_second > 0 ? 256 << 10 : 4 << 20;
   env.rate_limiter = sst.rate_limiter.get();
   rocksdb::SstFileWriter writer(env, sst, data_family(), /*invalidate_page_cache=*/true,
                                 rocksdb::Env::IO_LOW);

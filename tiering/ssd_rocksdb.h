@@ -38,7 +38,7 @@ class SsdDisk {
     uint32_t shards = 1;
     uint64_t write_bytes_per_second = 0;  // 0: unlimited.
     bool direct_io = true;                // Off only where the file system has none (tmpfs).
-    uint32_t writers_per_shard = 1;
+    uint32_t writers_per_shard = 2;
     uint32_t readers_per_shard = 4;
   };
 
