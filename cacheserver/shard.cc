@@ -14,6 +14,21 @@
 
 namespace tiercel {
 
+namespace {
+
+constexpr Nanos kLeave = 200 * kMillisecond;  // For a refused peer to hear why.
+constexpr size_t kMaxLeaving = 64;
+
+// Is a record that is as good as this class on SSD?
+bool IsOnSsd(const TierStack& stack, uint32_t name_space, const BlockKey& key, QualityClass quality) {
+  const auto records = stack.Describe(name_space, key);
+  return std::any_of(records.begin(), records.end(), [quality](const auto& one) {
+    return one.entry.quality <= quality && static_cast<bool>(one.entry.where);
+  });
+}
+
+}  // namespace
+
 void LatencyHistogram::Add(Nanos duration) {
   const auto micros = static_cast<uint64_t>(std::max<Nanos>(duration, 0) / kMicrosecond);
   ++counts[std::min<size_t>(static_cast<size_t>(std::bit_width(micros)), kBuckets - 1)];
@@ -25,9 +40,11 @@ struct Shard::Request {
   uint16_t layer_begin = 0;
   uint16_t layer_end = 0;
   uint32_t unanswered = 0;
-  uint32_t sends = 0;  // DATA under way.
+  uint32_t sends = 0;    // DATA under way, and answers waiting.
+  uint32_t waiting = 0;  // Of those, the ones in Session::waiting.
   uint64_t answered = 0;  // Bit a key.
   bool cancelled = false;
+  bool refused = false;  // Over the limit: not counted in it.
   Nanos began = 0;
   std::multimap<Nanos, std::pair<uint64_t, uint64_t>>::iterator deadline;
   bool has_deadline = false;
@@ -42,21 +59,33 @@ struct Shard::Session {
   std::unordered_map<uint64_t, Request> requests;
   uint32_t keys_in_flight = 0;
   uint64_t bytes_in_flight = 0;
-  std::deque<Answer> waiting;
+  std::deque<Answer> waiting;  // Of GETs, in order.
+  std::deque<Answer> replies;  // To all else, in order; never behind bulk.
   struct Hold {
     Nanos expires = 0;
     Pin pin;
   };
   std::deque<Hold> holds;  // Oldest first.
   uint64_t hold_bytes = 0;
+  uint64_t put_bytes = 0;  // Being received.
+  std::unordered_map<uint64_t, uint32_t> durable_owed;      // req_id -> DURABLE frames to come.
+  std::unordered_map<uint64_t, uint32_t> cancelled_puts;  // req_id -> puts that must end first.
 };
 
 struct Shard::Put {
   uint64_t session_id = 0;
   FrameHeader header;
+  BlockKey key;
   Scope scope;
   Reservation reservation;
   std::optional<Status> checked;  // The record's bytes, where they were checked as they came.
+  bool cancelled = false;
+  uint64_t raw_bytes = 0;
+  struct OnSsd {
+    bool acked = false;
+    std::optional<Status> result;
+  };
+  std::shared_ptr<OnSsd> on_ssd;
   Nanos began = 0;
 };
 
@@ -69,6 +98,7 @@ Shard::~Shard() {
   for (const uint64_t id : ids) EndSession(id);
   unbound_.clear();
   dead_.clear();
+  leaving_.clear();
   stack_->Shutdown(0);
   stack_->arena().SetSlabListener([](const SlabInfo&, bool) {});
   transports_.clear();
@@ -169,7 +199,9 @@ void Shard::Hello(Endpoint& from, const FrameHeader& header, ByteSpan meta) {
   if (!good) {
     Reject(from, header, {Code::kUnauthenticated, "HELLO: the token is wrong, used or expired"});
     from.Close(CloseMode::kFlush);
-    Drop(from);
+    if (bound == unbound_.end()) return;
+    leaving_.emplace_back(clock_.Now() + kLeave, std::move(bound->second));
+    unbound_.erase(bound);
     return;
   }
   session->token.fill(std::byte{0});
@@ -189,18 +221,20 @@ void Shard::Reply(Session& session, const FrameHeader& request, Op op, Code stat
   header.index = request.index;
   header.count = request.count;
   header.status = status;
-  const Status sent = session.endpoint->Send(header, meta, {}, nullptr);
-  if (!sent) LogDebug("shard.reply", {{"shard", number()}, {"error", sent.error().message}});
+  SendAnswer(session, nullptr, {header, {meta.begin(), meta.end()}, {}, nullptr});
 }
 
 void Shard::Reject(Endpoint& endpoint, const FrameHeader& request, const Error& why) {
   ++stats_.rejected;
-  FrameHeader header;
-  header.op = Op::kReject;
-  header.req_id = request.req_id;
-  header.status = why.code;
-  const std::string_view text = std::string_view(why.message).substr(0, kMaxMetaBytes);
-  (void)endpoint.Send(header, AsBytes(text), {}, nullptr);
+  Answer answer;
+  answer.header.op = Op::kReject;
+  answer.header.req_id = request.req_id;
+  answer.header.status = why.code;
+  const ByteSpan text = AsBytes(std::string_view(why.message).substr(0, kMaxMetaBytes));
+  answer.meta.assign(text.begin(), text.end());
+  auto* session = static_cast<Session*>(endpoint.user);
+  if (session != nullptr) return SendAnswer(*session, nullptr, std::move(answer));
+  (void)endpoint.Send(answer.header, answer.meta, {}, nullptr);
 }
 
 void Shard::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, Incoming& payload) {
@@ -263,8 +297,12 @@ void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
   reply.op = Op::kMatched;
   reply.req_id = header.req_id;
   reply.count = static_cast<uint32_t>(chain_.keys.size());
-  const auto size = static_cast<size_t>(at - entries.data());
-  (void)session.endpoint->Send(reply, ByteSpan(entries.data(), size), {}, nullptr);
+  const ByteSpan answer(entries.data(), static_cast<size_t>(at - entries.data()));
+  // The way it nearly always goes takes no copy.
+  const Status sent = session.endpoint->Send(reply, answer, {}, nullptr);
+  if (!sent && sent.error().code == Code::kResourceExhausted) {
+    SendAnswer(session, nullptr, {reply, {answer.begin(), answer.end()}, {}, nullptr});
+  }
   stats_.match.Add(clock_.Now() - began);
 }
 
@@ -285,8 +323,9 @@ void Shard::Get(Session& session, const FrameHeader& header, ByteSpan meta) {
   request.unanswered = n;
   request.began = clock_.Now();
   if (session.keys_in_flight + n > options_.max_keys_in_flight) {
-    session.keys_in_flight += n;
+    request.refused = true;
     for (uint32_t i = 0; i < n; ++i) SendMiss(session, request, i, MissReason::kBusy);
+    stats_.own_misses[static_cast<size_t>(MissReason::kBusy)] += n;
     return FinishIfDone(session, header.req_id);
   }
   session.keys_in_flight += n;
@@ -340,50 +379,83 @@ void Shard::Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierSt
 }
 
 void Shard::SendData(Session& session, Request& request, FrameHeader header, Pin pin) {
-  const uint64_t session_id = session.id;
-  const uint64_t req_id = header.req_id;
-  ByteSpan record = pin.record();
-  std::shared_ptr<std::vector<std::byte>> part;
+  Answer answer;
   if (request.layer_end > 0) {
+    const ByteSpan record = pin.record();
     const Result<RecordView> view = ParseRecord(record);
     Result<ExtractPlan> plan = view ? PlanExtract(*view, request.layer_begin, request.layer_end)
                                     : Result<ExtractPlan>(tl::unexpected<Error>(view.error()));
     Status extracted = plan ? OkStatus() : Status(tl::unexpected<Error>(plan.error()));
     if (plan) {
-      part = std::make_shared<std::vector<std::byte>>(plan->record_bytes());
+      auto part = std::make_shared<std::vector<std::byte>>(plan->record_bytes());
       const auto written = ExtractLayers(*view, request.layer_begin, request.layer_end, *part);
       if (!written) extracted = tl::unexpected<Error>(written.error());
+      answer.part = std::move(part);
     }
+    pin.Release();
     if (!extracted) {
       // The reader's range, or a record that went bad under us: a miss either way, and said which.
       header.status = extracted.error().code;
       header.reason = header.status == Code::kInvalidArgument ? MissReason::kOtherScope : MissReason::kCorrupt;
-      (void)session.endpoint->Send(header, {}, {}, nullptr);
-      return;
+      ++stats_.own_misses[static_cast<size_t>(header.reason)];
+      answer.part.reset();
     }
-    record = *part;
   }
-  const uint64_t bytes = record.size();
-  const bool room = session.bytes_in_flight == 0 || session.bytes_in_flight + bytes <= options_.max_bytes_in_flight;
-  // The pin rides in the completion: it ends when the transport is done with the bytes, whatever came.
-  auto held = std::make_shared<Pin>(std::move(pin));
-  Status sent = Fail(Code::kResourceExhausted, "the session has too many bytes in flight");
-  if (room && session.waiting.empty()) {
-    sent = session.endpoint->Send(header, {}, record, [this, held, part, session_id, req_id, bytes](Status) {
-      held->Release();
-      DataSent(session_id, req_id, bytes);
-    });
-  }
-  if (sent) {
-    ++request.sends;
-    session.bytes_in_flight += bytes;
-    stats_.get_bytes += bytes;
+  answer.header = header;
+  answer.pin = std::move(pin);
+  SendAnswer(session, &request, std::move(answer));
+}
+
+void Shard::SendAnswer(Session& session, Request* request, Answer answer) {
+  const bool bulk = !answer.payload().empty();
+  std::deque<Answer>& queue = request != nullptr ? session.waiting : session.replies;
+  // In order within a request, no DATA before one that waits, and replies in order.
+  const bool behind = request == nullptr ? !queue.empty() : request->waiting > 0 || (bulk && !queue.empty());
+  const Sent sent = behind ? Sent::kLater : TrySend(session, answer);
+  if (sent == Sent::kYes && bulk && request != nullptr) ++request->sends;
+  if (sent != Sent::kLater) return;
+  if (queue.size() >= size_t{2} * options_.max_keys_in_flight + kMaxKeys) {
+    hopeless_.push_back(session.id);
     return;
   }
-  if (sent.error().code != Code::kResourceExhausted) return;  // The endpoint is gone; OnClosed follows.
-  ++request.sends;  // Counted as under way while it waits.
-  session.waiting.push_back({header, std::move(*held)});
-  if (session.waiting.size() == 1) with_waiting_.push_back(session_id);
+  if (request != nullptr) {
+    ++request->sends;
+    ++request->waiting;
+  }
+  if (!HasWaiting(session)) with_waiting_.push_back(session.id);
+  queue.push_back(std::move(answer));
+}
+
+bool Shard::HasWaiting(const Session& session) { return !session.waiting.empty() || !session.replies.empty(); }
+
+Shard::Sent Shard::TrySend(Session& session, Answer& answer) {
+  const ByteSpan payload = answer.payload();
+  const uint64_t bytes = payload.size();
+  Status sent = OkStatus();
+  if (bytes == 0) {
+    sent = session.endpoint->Send(answer.header, answer.meta, {}, nullptr);
+  } else {
+    if (session.bytes_in_flight > 0 && session.bytes_in_flight + bytes > options_.max_bytes_in_flight) {
+      return Sent::kLater;
+    }
+    // What is sent rides in the completion: it ends when the transport is done with the bytes, whatever came.
+    auto held = std::make_shared<Answer>(std::move(answer));
+    sent = session.endpoint->Send(held->header, held->meta, payload,
+                                  [this, held, session_id = session.id, bytes](Status) {
+                                    held->pin.Release();
+                                    DataSent(session_id, held->header.req_id, bytes);
+                                  });
+    if (sent) {
+      session.bytes_in_flight += bytes;
+      stats_.get_bytes += bytes;
+    } else {
+      answer = std::move(*held);
+    }
+  }
+  if (sent) return Sent::kYes;
+  if (sent.error().code == Code::kResourceExhausted) return Sent::kLater;
+  LogDebug("shard.send", {{"shard", number()}, {"error", sent.error().message}});
+  return Sent::kGone;  // The endpoint is closed; OnClosed follows.
 }
 
 void Shard::DataSent(uint64_t session_id, uint64_t req_id, uint64_t bytes) {
@@ -400,27 +472,24 @@ void Shard::RetryWaiting() {
   const auto ids = std::exchange(with_waiting_, {});
   for (const uint64_t id : ids) {
     Session* session = Find(id);
-    if (session == nullptr || session->waiting.empty()) continue;
-    std::deque<Answer> answers = std::move(session->waiting);
-    session->waiting.clear();
-    while (!answers.empty()) {
-      Answer answer = std::move(answers.front());
-      answers.pop_front();
-      const auto found = session->requests.find(answer.header.req_id);
-      if (found == session->requests.end()) continue;
-      --found->second.sends;
-      if (found->second.cancelled) {
-        FinishIfDone(*session, answer.header.req_id);
-        continue;
-      }
-      SendData(*session, found->second, answer.header, std::move(answer.pin));
-      if (!session->waiting.empty()) break;  // Still no room: the rest waits on, in order.
+    if (session == nullptr) continue;
+    while (!session->replies.empty() && TrySend(*session, session->replies.front()) != Sent::kLater) {
+      session->replies.pop_front();
     }
-    for (Answer& answer : answers) session->waiting.push_back(std::move(answer));
-    if (!session->waiting.empty() &&
-        std::find(with_waiting_.begin(), with_waiting_.end(), id) == with_waiting_.end()) {
-      with_waiting_.push_back(id);
+    while (!session->waiting.empty()) {
+      Answer& answer = session->waiting.front();
+      const uint64_t req_id = answer.header.req_id;
+      Request& request = session->requests.at(req_id);
+      const bool bulk = !answer.payload().empty();
+      const Sent sent = request.cancelled ? Sent::kGone : TrySend(*session, answer);
+      if (sent == Sent::kLater) break;  // Still no room: the rest waits on, in order.
+      session->waiting.pop_front();
+      --request.waiting;
+      if (sent == Sent::kYes && bulk) continue;  // Its send ends in DataSent.
+      --request.sends;
+      FinishIfDone(*session, req_id);
     }
+    if (HasWaiting(*session)) with_waiting_.push_back(id);
   }
 }
 
@@ -435,7 +504,7 @@ void Shard::SendMiss(Session& session, Request& request, uint32_t index, MissRea
   request.answered |= uint64_t{1} << index;
   --request.unanswered;
   if (request.unanswered == 0) header.flags |= kFlagLast;
-  (void)session.endpoint->Send(header, {}, {}, nullptr);
+  SendAnswer(session, &request, {header, {}, {}, nullptr});
 }
 
 void Shard::FinishIfDone(Session& session, uint64_t req_id) {
@@ -444,7 +513,7 @@ void Shard::FinishIfDone(Session& session, uint64_t req_id) {
   Request& request = found->second;
   if (request.sends > 0 || (request.unanswered > 0 && !request.cancelled)) return;
   if (request.has_deadline) deadlines_.erase(request.deadline);
-  session.keys_in_flight -= request.header.count;
+  if (!request.refused) session.keys_in_flight -= request.header.count;
   const FrameHeader header = request.header;
   const bool cancelled = request.cancelled;
   stats_.get.Add(clock_.Now() - request.began);
@@ -454,9 +523,19 @@ void Shard::FinishIfDone(Session& session, uint64_t req_id) {
 
 void Shard::Cancel(Session& session, const FrameHeader& header) {
   const auto found = session.requests.find(header.req_id);
-  if (found == session.requests.end()) return Reply(session, header, Op::kCancelled, Code::kOk);
-  found->second.cancelled = true;
-  FinishIfDone(session, header.req_id);
+  if (found != session.requests.end()) {
+    found->second.cancelled = true;
+    return FinishIfDone(session, header.req_id);
+  }
+  session.durable_owed.erase(header.req_id);
+  uint32_t puts = 0;
+  for (const auto& [id, put] : puts_) {
+    if (put->session_id != session.id || put->header.req_id != header.req_id) continue;
+    put->cancelled = true;
+    ++puts;
+  }
+  if (puts == 0) return Reply(session, header, Op::kCancelled, Code::kOk);
+  session.cancelled_puts[header.req_id] = puts;  // CANCELLED when the last of them has ended.
 }
 
 // ---- put ---------------------------------------------------------------------------------------
@@ -470,6 +549,9 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   if (payload.size() == 0) return refuse({Code::kInvalidArgument, "PUT: no record"});
   if (draining_) return refuse({Code::kUnavailable, "this node is draining"});
   if (puts_.size() >= options_.max_keys_in_flight) return refuse({Code::kResourceExhausted, "too many puts at once"});
+  if (session.put_bytes > 0 && session.put_bytes + payload.size() > options_.max_bytes_in_flight) {
+    return refuse({Code::kResourceExhausted, "the session has too many bytes of puts in flight"});
+  }
   TierStack::PutInfo info;
   info.key = chain_.keys[0];
   info.parent = chain_.parent;
@@ -482,9 +564,7 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   if (!reservation) {
     refuse(reservation.error());
     if (header.has(kFlagWantDurable) && reservation.error().code == Code::kAlreadyExists) {
-      bool on_ssd = false;
-      for (const auto& one : stack_->Describe(session.name_space, info.key)) on_ssd |= static_cast<bool>(one.entry.where);
-      Reply(session, header, Op::kDurable, on_ssd ? Code::kOk : Code::kUnavailable);
+      Reply(session, header, Op::kDurable, IsOnSsd(*stack_, session.name_space, info.key, header.quality) ? Code::kOk : Code::kUnavailable);
     }
     return;
   }
@@ -492,10 +572,12 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   auto put = std::make_unique<Put>();
   put->session_id = session.id;
   put->header = header;
+  put->key = info.key;
   put->scope = chain_.scope;
   put->reservation = std::move(*reservation);
   put->began = clock_.Now();
   const MutableByteSpan room = put->reservation.record();
+  session.put_bytes += room.size();
   if (payload.data() != nullptr) {
     // It is readable here: copied and checked in one pass, and what was checked is the copy.
     put->checked = CopyRecordVerified({payload.data(), payload.size()}, room);
@@ -513,40 +595,72 @@ void Shard::FinishPut(uint64_t put_id, Status received) {
   const std::unique_ptr<Put> put = std::move(found->second);
   puts_.erase(found);
   Session* session = Find(put->session_id);
-  if (session == nullptr || !received) return;  // The reservation gives its room back.
+  if (session == nullptr) return;  // The reservation gives its room back.
   const uint64_t bytes = put->reservation.record().size();
-  uint64_t raw_bytes = 0;
-  Status status = OkStatus();
-  if (put->checked && !*put->checked) {
-    status = *put->checked;
-  } else if (const Result<RecordView> view = ParseRecord(put->reservation.record()); !view) {
-    status = tl::unexpected<Error>(view.error());
-  } else if (view->scope != put->scope) {
-    status = Fail(Code::kInvalidArgument, "PUT: the record is of another scope than the chain");
-  } else if (view->quality != put->header.quality) {
-    status = Fail(Code::kInvalidArgument, "PUT: the record is of another class than the frame says");
-  } else {
-    if (!put->checked) status = VerifyRecord(*view);
-    const Result<uint64_t> decoded = DecodedBytes(*view);
-    if (status && decoded) raw_bytes = *decoded;
+  session->put_bytes -= bytes;
+  const FrameHeader& header = put->header;
+  if (put->cancelled) {
+    const auto cancelled = session->cancelled_puts.find(header.req_id);
+    if (--cancelled->second > 0) return;
+    session->cancelled_puts.erase(cancelled);
+    return Reply(*session, header, Op::kCancelled, Code::kOk);
   }
-  if (!status) {
-    ++stats_.puts_bad;
-  } else {
-    TierStack::DurableDone durable;
-    if (put->header.has(kFlagWantDurable)) {
-      durable = [this, session_id = put->session_id, header = put->header](Status on_ssd) {
-        Session* live = Find(session_id);
-        if (live != nullptr) Reply(*live, header, Op::kDurable, on_ssd ? Code::kOk : on_ssd.error().code);
-      };
-    }
-    status = stack_->Publish(std::move(put->reservation), raw_bytes, std::move(durable));
-    if (status) stats_.put_bytes += bytes;
-  }
+  const Status status = received ? PublishPut(*put) : received;
+  if (status) stats_.put_bytes += bytes;
   const std::string_view why = status ? std::string_view() : std::string_view(status.error().message);
-  Reply(*session, put->header, Op::kAck, status ? Code::kOk : status.error().code,
-        AsBytes(why.substr(0, kMaxMetaBytes)));
+  Reply(*session, header, Op::kAck, status ? Code::kOk : status.error().code, AsBytes(why.substr(0, kMaxMetaBytes)));
   stats_.put.Add(clock_.Now() - put->began);
+  if (!header.has(kFlagWantDurable)) return;
+  if (status && put->on_ssd != nullptr) {
+    put->on_ssd->acked = true;
+    if (put->on_ssd->result) ReplyDurable(session->id, header, *put->on_ssd->result);
+  } else if (!status && status.error().code == Code::kAlreadyExists) {
+    Reply(*session, header, Op::kDurable, IsOnSsd(*stack_, session->name_space, put->key, header.quality) ? Code::kOk : Code::kUnavailable);
+  }
+}
+
+Status Shard::PublishPut(Put& put) {
+  const Status good = CheckRecord(put);
+  if (!good) {
+    ++stats_.puts_bad;
+    return good;
+  }
+  TierStack::DurableDone durable;
+  if (put.header.has(kFlagWantDurable)) {
+    // It may be told at once, but DURABLE comes after ACK.
+    put.on_ssd = std::make_shared<Put::OnSsd>();
+    durable = [this, session_id = put.session_id, header = put.header, told = put.on_ssd](Status on_ssd) {
+      if (told->acked) return ReplyDurable(session_id, header, on_ssd);
+      told->result = std::move(on_ssd);
+    };
+  }
+  const Status published = stack_->Publish(std::move(put.reservation), put.raw_bytes, std::move(durable));
+  if (published && put.on_ssd != nullptr) ++Find(put.session_id)->durable_owed[put.header.req_id];
+  return published;
+}
+
+// The record's bytes and what they say of themselves agree with what the frame says.
+Status Shard::CheckRecord(Put& put) const {
+  if (put.checked && !*put.checked) return *put.checked;
+  TIERCEL_ASSIGN(const RecordView view, ParseRecord(put.reservation.record()));
+  if (view.scope != put.scope) {
+    return Fail(Code::kInvalidArgument, "PUT: the record is of another scope than the chain");
+  }
+  if (view.quality != put.header.quality) {
+    return Fail(Code::kInvalidArgument, "PUT: the record is of another class than the frame says");
+  }
+  if (!put.checked) TIERCEL_TRY(VerifyRecord(view));
+  TIERCEL_ASSIGN(put.raw_bytes, DecodedBytes(view));
+  return OkStatus();
+}
+
+void Shard::ReplyDurable(uint64_t session_id, const FrameHeader& header, const Status& on_ssd) {
+  Session* session = Find(session_id);
+  if (session == nullptr) return;
+  const auto owed = session->durable_owed.find(header.req_id);
+  if (owed == session->durable_owed.end()) return;  // Cancelled.
+  if (--owed->second == 0) session->durable_owed.erase(owed);
+  Reply(*session, header, Op::kDurable, on_ssd ? Code::kOk : on_ssd.error().code);
 }
 
 // ---- the loop ----------------------------------------------------------------------------------
@@ -561,7 +675,9 @@ void Shard::RunTimers() {
     deadlines_.erase(deadlines_.begin());
     request.has_deadline = false;
     for (uint32_t i = 0; i < request.header.count; ++i) {
-      if ((request.answered >> i & 1) == 0) SendMiss(*session, request, i, MissReason::kDeadline);
+      if ((request.answered >> i & 1) != 0) continue;
+      SendMiss(*session, request, i, MissReason::kDeadline);
+      ++stats_.own_misses[static_cast<size_t>(MissReason::kDeadline)];
     }
     FinishIfDone(*session, req_id);
   }
@@ -574,6 +690,7 @@ void Shard::RunTimers() {
       session->holds.pop_front();
     }
   }
+  while (!leaving_.empty() && (leaving_.front().first <= now || leaving_.size() > kMaxLeaving)) leaving_.pop_front();
   if (now < next_token_sweep_) return;
   next_token_sweep_ = now + kSecond;
   std::vector<uint64_t> silent;
@@ -590,6 +707,10 @@ size_t Shard::RunOnce() {
   happened += stack_->Poll();
   if (!with_waiting_.empty() && happened > 0) RetryWaiting();
   RunTimers();
+  for (const uint64_t id : std::exchange(hopeless_, {})) {
+    if (Find(id) != nullptr) LogWarn("session.takes_nothing", {{"shard", number()}, {"session", id}});
+    EndSession(id);
+  }
   dead_.clear();
   return happened;
 }
@@ -641,6 +762,7 @@ Shard::Stats Shard::stats() const {
     stats.keys_in_flight += session->keys_in_flight;
     stats.bytes_in_flight += session->bytes_in_flight;
     stats.holds += session->holds.size();
+    stats.waiting += session->waiting.size() + session->replies.size();
   }
   for (const auto& transport : transports_) {
     stats.transports[static_cast<size_t>(transport->kind())] = transport->counters();

@@ -9,9 +9,10 @@
 //
 // Invariants
 //   Nothing of a session outlives it: pins, holds, reservations and half-done puts end with it.
-//   Every key of a GET is answered exactly once, with bytes or with a reason.
+//   Every key of a GET is answered exactly once, with bytes or with a reason, and what is marked last is.
 //   A record is published only after its header and every segment's checksum held.
-//   After CANCELLED nothing of that request is sent.
+//   After CANCELLED nothing of that request is sent, and no put of it is published.
+//   What a session has asked for and not taken is bounded; one that takes nothing is ended.
 //
 // Ownership: owns stack, transports and endpoints.
 // Threads: Post, Stop and number from any thread; everything else from the owner's.
@@ -75,6 +76,9 @@ class Shard final : public FrameSink {
     uint64_t keys_in_flight = 0;
     uint64_t bytes_in_flight = 0;
     uint64_t holds = 0;
+    uint64_t waiting = 0;   // Answers that endpoints had no room for yet.
+    // Misses that the shard said itself, whatever the tiers had: limits and deadlines.
+    std::array<uint64_t, kMissReasons> own_misses{};
     uint64_t rejected = 0;  // Frames answered with REJECT, or endpoints closed for what they sent.
     uint64_t puts_bad = 0;  // Records that did not verify on arrival.
     uint64_t get_bytes = 0;
@@ -122,19 +126,29 @@ class Shard final : public FrameSink {
   struct Request;  // A GET under way.
   struct Session;
   struct Put;
-  struct Answer {  // A DATA that the endpoint had no room for.
+  struct Answer {  // One frame to a client; kept where the endpoint has no room for it yet.
     FrameHeader header;
-    Pin pin;
+    std::vector<std::byte> meta;
+    Pin pin;  // The record, or
+    std::shared_ptr<const std::vector<std::byte>> part;  // a range of its layers.
+    ByteSpan payload() const { return part != nullptr ? ByteSpan(*part) : pin ? pin.record() : ByteSpan(); }
   };
+  enum class Sent : uint8_t { kYes, kLater, kGone };
 
   void Hello(Endpoint& from, const FrameHeader& header, ByteSpan meta);
   void Match(Session& session, const FrameHeader& header, ByteSpan meta);
   void Get(Session& session, const FrameHeader& header, ByteSpan meta);
   void StartPut(Session& session, const FrameHeader& header, ByteSpan meta, Incoming& payload);
   void FinishPut(uint64_t put_id, Status received);
+  Status PublishPut(Put& put);
+  Status CheckRecord(Put& put) const;
+  void ReplyDurable(uint64_t session_id, const FrameHeader& header, const Status& on_ssd);
   void Cancel(Session& session, const FrameHeader& header);
   void Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierStack::Fetched fetched);
   void SendData(Session& session, Request& request, FrameHeader header, Pin pin);
+  void SendAnswer(Session& session, Request* request, Answer answer);
+  Sent TrySend(Session& session, Answer& answer);
+  static bool HasWaiting(const Session& session);
   void DataSent(uint64_t session_id, uint64_t req_id, uint64_t bytes);
   void SendMiss(Session& session, Request& request, uint32_t index, MissReason reason);
   void FinishIfDone(Session& session, uint64_t req_id);
@@ -158,11 +172,13 @@ class Shard final : public FrameSink {
   std::unordered_map<uint64_t, std::unique_ptr<Session>> sessions_;
   std::unordered_map<Endpoint*, std::unique_ptr<Endpoint>> unbound_;
   std::vector<std::unique_ptr<Endpoint>> dead_;  // Destroyed at the end of a turn, outside callbacks.
+  std::deque<std::pair<Nanos, std::unique_ptr<Endpoint>>> leaving_;  // Until their REJECT is out.
   std::unordered_map<uint64_t, std::unique_ptr<Put>> puts_;
   uint64_t next_put_ = 1;
   std::multimap<Nanos, std::pair<uint64_t, uint64_t>> deadlines_;  // -> session, request
   std::multimap<Nanos, uint64_t> hold_expiries_;                   // -> session
   std::vector<uint64_t> with_waiting_;                             // Sessions that have answers waiting.
+  std::vector<uint64_t> hopeless_;  // Sessions that take no answers; ended at the end of a turn.
   ChainMeta chain_;  // Reused by every request.
   Stats stats_;
   Nanos next_token_sweep_ = 0;

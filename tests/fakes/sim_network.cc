@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <deque>
 #include <limits>
 #include <vector>
 
@@ -91,6 +92,16 @@ class SimTransport final : public Transport {
   size_t Poll() override {
     size_t events = 0;
     const Nanos now = network_.clock_.Now();
+    for (auto held = held_.begin(); held != held_.end();) {
+      if (network_.IsCut(name_, held->first)) {
+        ++held;
+        continue;
+      }
+      const std::deque<Message> messages = std::move(held->second);
+      held = held_.erase(held);
+      for (const Message& message : messages) Take(message);
+      events += messages.size();
+    }
     while (!inbox_.empty() && inbox_.begin()->first.first <= now) {
       const Message message = std::move(inbox_.begin()->second);
       inbox_.erase(inbox_.begin());
@@ -146,8 +157,8 @@ class SimTransport final : public Transport {
   }
 
   void Take(const Message& message) {
-    if (network_.IsCut(name_, message.sender)) {  // Waits until the cut is mended.
-      inbox_.emplace(std::pair(network_.clock_.Now() + kMillisecond, next_message_++), message);
+    if (network_.IsCut(name_, message.sender)) {  // Waits until the cut is mended, in order.
+      held_[message.sender].push_back(message);
       return;
     }
     std::shared_ptr<SimLink> link;
@@ -218,6 +229,7 @@ class SimTransport final : public Transport {
   uint64_t next_message_ = 1;
   std::map<uint64_t, std::shared_ptr<SimLink>> links_;
   std::map<std::pair<Nanos, uint64_t>, Message> inbox_;  // By time due, then order.
+  std::map<std::string, std::deque<Message>> held_;  // Behind a cut, by sender.
 };
 
 Status SimLink::Send(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) {
@@ -283,6 +295,9 @@ std::unique_ptr<Transport> SimNetwork::MakeTransport(std::string name, FrameSink
 Nanos SimNetwork::NextEvent() const {
   Nanos next = std::numeric_limits<Nanos>::max();
   for (const auto& [name, transport] : transports_) {
+    for (const auto& [sender, messages] : transport->held_) {
+      if (!IsCut(name, sender)) next = std::min(next, clock_.Now());
+    }
     if (!transport->inbox_.empty()) next = std::min(next, transport->inbox_.begin()->first.first);
   }
   return next;
