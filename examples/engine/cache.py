@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import tiercel
 from llama import PAGE_TOKENS
+from tiercel import ConnectError as Unreachable  # noqa: F401
 
 
 def block_hashes(ids):
@@ -61,10 +62,10 @@ class PrefixCache:
         return self._client.put_blocks(self._chain(hashes), first, n, self._layout, *self._planes(kv, first, n))
 
     def transport(self):
-        """("memfd", "same host"): what carries the blocks, and why."""
+        """("memfd", "session 5a: same host"): what carries the blocks, which one, and why."""
         for node in self._client.nodes():
             for line in node["transports"]:
-                kind, _, reason = line.partition(": ")
+                kind, _, reason = line.partition(" ")
                 return kind, reason
         return "none", "no node"
 

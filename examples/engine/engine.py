@@ -9,6 +9,7 @@ the blocks that it computed.
 
 import argparse
 import json
+import sys
 import time
 
 from gguf import Gguf
@@ -69,12 +70,16 @@ def main():
 
     cache, hashes = None, []
     if args.cache:
-        from cache import PrefixCache, block_hashes
+        from cache import PrefixCache, Unreachable, block_hashes
 
-        cache = PrefixCache(args.cache, model.config, args.transport)
         hashes = block_hashes(ids)
+        try:
+            cache = PrefixCache(args.cache, model.config, args.transport)
+        except Unreachable as error:  # A cache that is away costs a recompute, no more.
+            print(f"engine: without the cache: {error}", file=sys.stderr)
     tokens, kv, report = generate(model, ids, args.max_new, cache, hashes)
     report.update(tokens=tokens, text=tokenizer.decode(tokens), blocks_pushed=0, raw_bytes=0, stored_bytes=0)
+    report.update(transport="none", transport_reason="no cache")
     if cache is not None:
         stored = [r for r in cache.store(hashes, report["reused_tokens"] // PAGE_TOKENS, kv) if r.status in ("OK", "EXISTS")]
         page_bytes = sum(layer[0].nbytes for layer in kv.layers)

@@ -1,10 +1,11 @@
 #include "client/python/src/core_client.h"
 
 #include <fmt/format.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include "client/cpp/grpc_control.h"
+#include <charconv>
 
 namespace tiercel::python {
 
@@ -95,21 +96,11 @@ RequestOptions OptionsOf(const Ask& ask) {
 }
 
 HeldBuffer::HeldBuffer(nb::handle object, bool writable) {
-  if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) == 0) {
+  if (TryBuffer(object, writable) || TryArrayInterface(object, writable) ||
+      TryDlpack(object, writable)) {
     return;
   }
-  PyErr_Clear();
-  // Said again without asking for contiguity, to tell why.
-  Py_buffer any{};
-  if (PyObject_GetBuffer(object.ptr(), &any, PyBUF_FULL_RO) != 0) {
-    PyErr_Clear();
-    throw nb::type_error("expected an object with the buffer protocol: bytes, bytearray, memoryview, "
-                         "array");
-  }
-  const bool contiguous = PyBuffer_IsContiguous(&any, 'C') != 0;
-  PyBuffer_Release(&any);
-  if (!contiguous) throw NotContiguousError("the buffer is not C-contiguous; copy it first");
-  throw nb::type_error("the buffer is read-only");
+  throw nb::type_error("expected memory: bytes, bytearray, memoryview, an array, or a tensor with DLPack");
 }
 
 HeldBuffer::~HeldBuffer() {
@@ -118,29 +109,86 @@ HeldBuffer::~HeldBuffer() {
 
 namespace {
 
-// gRPC 1.51 ends its callback threads with the last channel that used them. Where that channel's last
-// owner is a call that ends on one of those threads, the thread reads what it has just freed
-// (grpc_cq_internal_unref: prior > 0). Interpreters close and open clients at will, so one control
-// that is never destroyed keeps those threads for good.
-void KeepCallbackThreads() {
-  static auto* const kept = [] {
-    auto* control = new Result<std::shared_ptr<NodeControl>>(
-        MakeGrpcControl("unix:/nonexistent", Client::Options{}));
-    if (*control) {
-      (**control)->Close(0);
-      (**control)->Shutdown();
-    }
-    return control;
-  }();
-  static_cast<void>(kept);
+[[noreturn]] void RefuseStrides() {
+  throw NotContiguousError("the buffer is not C-contiguous; copy it first");
 }
 
+[[noreturn]] void RefuseReadOnly() { throw nb::type_error("the buffer is read-only"); }
+
 }  // namespace
+
+bool HeldBuffer::TryBuffer(nb::handle object, bool writable) {
+  if (PyObject_GetBuffer(object.ptr(), &view_, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) == 0) {
+    span_ = {static_cast<std::byte*>(view_.buf), static_cast<size_t>(view_.len)};
+    return true;
+  }
+  PyErr_Clear();
+  // Said again without asking for contiguity, to tell why.
+  Py_buffer any{};
+  if (PyObject_GetBuffer(object.ptr(), &any, PyBUF_FULL_RO) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  const bool contiguous = PyBuffer_IsContiguous(&any, 'C') != 0;
+  PyBuffer_Release(&any);
+  if (!contiguous) RefuseStrides();
+  RefuseReadOnly();
+}
+
+bool HeldBuffer::TryArrayInterface(nb::handle object, bool writable) {
+  nb::object found = nb::getattr(object, "__array_interface__", nb::none());
+  nb::dict interface;
+  std::string type;
+  std::pair<uint64_t, bool> data;  // Address, read-only.
+  std::vector<int64_t> shape;
+  if (!nb::try_cast(found, interface) || !interface.contains("typestr") ||
+      !interface.contains("shape") || !interface.contains("data") ||
+      !nb::try_cast(nb::object(interface["typestr"]), type) || type.size() < 3 ||
+      !nb::try_cast(nb::object(interface["data"]), data) ||
+      !nb::try_cast(nb::object(interface["shape"]), shape)) {
+    return false;
+  }
+  int64_t item = 0;
+  const char* end = type.data() + type.size();
+  if (std::from_chars(type.data() + 2, end, item).ptr != end || item < 1) return false;
+  if (type[1] == 'O') throw nb::type_error("the array holds Python objects");
+  std::vector<int64_t> strides;
+  if (interface.contains("strides") && !interface["strides"].is_none() &&
+      (!nb::try_cast(nb::object(interface["strides"]), strides) || strides.size() != shape.size())) {
+    return false;
+  }
+  int64_t bytes = item;
+  for (size_t i = shape.size(); i-- > 0;) {
+    if (!strides.empty() && shape[i] > 1 && strides[i] != bytes) RefuseStrides();
+    if (__builtin_mul_overflow(bytes, shape[i], &bytes) || bytes < 0) return false;
+  }
+  if (writable && data.second) RefuseReadOnly();
+  owner_ = nb::borrow(object);
+  span_ = {reinterpret_cast<std::byte*>(data.first), static_cast<size_t>(bytes)};
+  return true;
+}
+
+bool HeldBuffer::TryDlpack(nb::handle object, bool writable) {
+  if (!nb::try_cast(object, tensor_, false)) return false;
+  if (tensor_.device_type() != nb::device::cpu::value) {
+    throw nb::type_error("the tensor is not in host memory");
+  }
+  int64_t expected = 1;
+  for (size_t i = tensor_.ndim(); i-- > 0;) {
+    if (tensor_.shape(i) > 1 && tensor_.stride(i) != expected) RefuseStrides();
+    expected *= static_cast<int64_t>(tensor_.shape(i));
+  }
+  if (writable) {
+    nb::ndarray<> same;
+    if (!nb::try_cast(object, same, false)) RefuseReadOnly();
+  }
+  span_ = {static_cast<std::byte*>(const_cast<void*>(tensor_.data())), tensor_.nbytes()};
+  return true;
+}
 
 CoreClient::CoreClient(const Client::Options& options) {
   auto connected = [&] {
     nb::gil_scoped_release released;
-    KeepCallbackThreads();
     return Client::Connect(options);
   }();
   if (!connected) {
@@ -299,7 +347,7 @@ void CoreClient::Unregister(uint64_t address, uint64_t bytes) {
   inner->client->UnregisterMemory({reinterpret_cast<std::byte*>(address), bytes});
 }
 
-nb::object CoreClient::Stats() const {
+nb::dict CoreClient::Stats() const {
   const Client::Stats stats = inner()->client->stats();
   nb::dict misses;
   for (int i = 1; i < kMissReasons; ++i) {
@@ -322,7 +370,7 @@ nb::object CoreClient::Stats() const {
   return out;
 }
 
-nb::object CoreClient::Nodes() const {
+nb::list CoreClient::Nodes() const {
   const std::shared_ptr<Inner> inner = this->inner();
   std::vector<Client::NodeStatus> nodes;
   {

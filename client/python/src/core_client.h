@@ -37,20 +37,33 @@ struct NotContiguousError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// A Python buffer held open: contiguous, or NotContiguousError.
+// The memory behind a Python object, held: by the buffer protocol, __array_interface__ (arrays whose
+// type the buffer protocol cannot name) or DLPack (tensors in host memory). Contiguous, or
+// NotContiguousError: nothing is copied to make it so.
 class HeldBuffer {
  public:
   HeldBuffer(nb::handle object, bool writable);
-  HeldBuffer(HeldBuffer&& other) noexcept : view_(other.view_) { other.view_.obj = nullptr; }
+  HeldBuffer(HeldBuffer&& other) noexcept
+      : view_(other.view_),
+        owner_(std::move(other.owner_)),
+        tensor_(std::move(other.tensor_)),
+        span_(other.span_) {
+    other.view_.obj = nullptr;
+  }
   HeldBuffer(const HeldBuffer&) = delete;
   HeldBuffer& operator=(const HeldBuffer&) = delete;
   ~HeldBuffer();  // With the GIL.
-  MutableByteSpan span() const {
-    return {static_cast<std::byte*>(view_.buf), static_cast<size_t>(view_.len)};
-  }
+  MutableByteSpan span() const { return span_; }
 
  private:
+  bool TryBuffer(nb::handle object, bool writable);
+  bool TryArrayInterface(nb::handle object, bool writable);
+  bool TryDlpack(nb::handle object, bool writable);
+
   Py_buffer view_{};
+  nb::object owner_;
+  AnyArray tensor_;
+  MutableByteSpan span_;
 };
 
 // Everything that one request points at.
@@ -98,8 +111,8 @@ class CoreClient {
 
   void Register(uint64_t address, uint64_t bytes);
   void Unregister(uint64_t address, uint64_t bytes);
-  nb::object Stats() const;
-  nb::object Nodes() const;
+  nb::dict Stats() const;
+  nb::list Nodes() const;
   std::string View() const;
   void SetView(const std::string& json);
 

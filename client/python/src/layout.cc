@@ -287,7 +287,20 @@ void BindLayout(nb::module_& m) {
       .def_prop_ro("k_order", [](const KvLayout& l) { return Print(l.k_order, kOrders); })
       .def_prop_ro("v_order", [](const KvLayout& l) { return Print(l.v_order, kOrders); })
       .def_prop_ro("packing", [](const KvLayout& l) { return Print(l.packing, kPackings); })
-      .def("__eq__", [](const KvLayout& a, const KvLayout& b) { return a == b; })
+      .def("__eq__",
+           [](const KvLayout& a, nb::handle b) {
+             const KvLayout* other = nullptr;
+             return nb::try_cast(b, other) && other != nullptr && a == *other;
+           },
+           nb::sig("def __eq__(self, arg: object, /) -> bool"))
+      .def("__hash__",
+           [](const KvLayout& l) {
+             return std::hash<std::string>()(fmt::format(
+                 "{}/{}/{}/{}/{}/{}/{}/{}/{}/{}/{}/{}/{}", l.layers, l.kv_heads, l.head_dim_k,
+                 l.head_dim_v, l.tokens_per_block, static_cast<int>(l.dtype),
+                 static_cast<int>(l.k_order), static_cast<int>(l.v_order),
+                 static_cast<int>(l.packing), l.rank, l.world, l.engine, l.isa));
+           })
       .def("__repr__", [](const KvLayout& l) {
         if (l.opaque()) return std::string("KvLayout.opaque()");
         return fmt::format("KvLayout(layers={}, kv_heads={}, head_dim={}, head_dim_v={}, "
@@ -343,7 +356,7 @@ void BindLayout(nb::module_& m) {
               Require(self.Append({static_cast<const std::byte*>(bytes.data()), bytes.size()}));
             }
           },
-          nb::arg("hashes"))
+          nb::arg("hashes"), nb::sig("def extend(self, hashes: collections.abc.Iterable[bytes]) -> None"))
       .def("__len__", &Chain::size)
       .def(
           "key",

@@ -45,14 +45,13 @@ std::unique_ptr<Keep> MatchKeep(const Chain& chain, double deadline_s) {
 
 // One Python method for each of get and put, blocking and submitted.
 template <class Make>
-void Def(nb::class_<CoreClient>& type, const char* name, const char* submit, Make make) {
-  make(name, [](CoreClient& self, Kind kind, std::unique_ptr<Keep> keep) {
-    return nb::cast(FinishedOf(self.Run(kind, std::move(keep))));
+void Def(const std::string& name, Make make) {
+  make(name.c_str(), [](CoreClient& self, Kind kind, std::unique_ptr<Keep> keep) {
+    return FinishedOf(self.Run(kind, std::move(keep)));
   });
-  make(submit, [](CoreClient& self, Kind kind, std::unique_ptr<Keep> keep) {
-    return nb::cast(self.Submit(kind, std::move(keep)));
+  make(("submit_" + name).c_str(), [](CoreClient& self, Kind kind, std::unique_ptr<Keep> keep) {
+    return self.Submit(kind, std::move(keep));
   });
-  (void)type;
 }
 
 void DefData(nb::class_<CoreClient>& type, Kind kind, const std::string& verb) {
@@ -117,10 +116,10 @@ void DefData(nb::class_<CoreClient>& type, Kind kind, const std::string& verb) {
         nb::arg("layout"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("min_class") = "exact",
         nb::arg("durable") = false, nb::arg("reuse") = "unknown");
   };
-  Def(type, (verb + "_blocks").c_str(), ("submit_" + verb + "_blocks").c_str(), def_pointers);
-  Def(type, (verb + "_pages").c_str(), ("submit_" + verb + "_pages").c_str(), def_pages);
-  Def(type, (verb + "_buffers").c_str(), ("submit_" + verb + "_buffers").c_str(), def_buffers);
-  Def(type, (verb + "_ptrs").c_str(), ("submit_" + verb + "_ptrs").c_str(), def_addresses);
+  Def(verb + "_blocks", def_pointers);
+  Def(verb + "_pages", def_pages);
+  Def(verb + "_buffers", def_buffers);
+  Def(verb + "_ptrs", def_addresses);
 }
 
 // Match for the size, then the value straight into the bytes that are returned.
@@ -235,7 +234,9 @@ NB_MODULE(_core, m) {
             return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s));
           },
           nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"))
-      .def("get_value", &GetValue, nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"))
+      .def("get_value", &GetValue, nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"),
+           nb::sig("def get_value(self, chain: Chain, *, deadline_s: float) -> "
+                   "tuple[BlockResult, bytes | None]"))
       .def(
           "poll",
           [](CoreClient& self, size_t max) {
@@ -251,8 +252,8 @@ NB_MODULE(_core, m) {
       .def("event_fd", &CoreClient::event_fd)
       .def("register_memory", &CoreClient::Register, nb::arg("address"), nb::arg("nbytes"))
       .def("unregister_memory", &CoreClient::Unregister, nb::arg("address"), nb::arg("nbytes"))
-      .def("stats", &CoreClient::Stats)
-      .def("nodes", &CoreClient::Nodes)
+      .def("stats", &CoreClient::Stats, nb::sig("def stats(self) -> dict[str, object]"))
+      .def("nodes", &CoreClient::Nodes, nb::sig("def nodes(self) -> list[dict[str, object]]"))
       .def("view", &CoreClient::View)
       .def("set_view", &CoreClient::SetView, nb::arg("json"));
   DefData(type, Kind::kGet, "get");

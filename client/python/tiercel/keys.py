@@ -3,8 +3,12 @@
 The C++ core computes the same; this is for tools, tests and whoever has no extension module.
 """
 
+from __future__ import annotations
+
 import hashlib
 import struct
+from collections.abc import Mapping, Sequence
+from typing import Union
 
 DTYPES = {"opaque": 0, "bf16": 1, "fp16": 2, "fp32": 3, "fp8_e4m3": 4, "fp8_e5m2": 5, "int8": 6}
 ORDERS = {"thd": 0, "htd": 1, "hdt": 2}
@@ -12,12 +16,14 @@ PACKINGS = {"split": 0, "interleaved": 1, "latent": 2}
 CLASSES = {"exact": 0, "near": 1, "high": 2, "balanced": 3, "small": 4}
 BLOCKS_PER_RUN = 32
 
+_Named = Union[int, str]  # A code, or its name in the tables above.
 
-def _bytes(value):
+
+def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
-def field_hash(tag, *fields):
+def field_hash(tag: str, *fields: str | bytes | int) -> bytes:
     """SHA-256 over length-prefixed fields; an int is a field of four bytes."""
     digest = hashlib.sha256()
     for field in (tag, *fields):
@@ -27,30 +33,30 @@ def field_hash(tag, *fields):
     return digest.digest()
 
 
-def _code(value, names):
+def _code(value: _Named, names: Mapping[str, int]) -> int:
     return value if isinstance(value, int) else names[value]
 
 
 def scope(
     *,
-    model,
-    revision="",
-    adapters=(),
-    rope="",
-    salt="",
-    dtype="opaque",
-    layers=0,
-    kv_heads=0,
-    head_dim=0,
-    head_dim_v=0,
-    tokens_per_block=0,
-    k_order="thd",
-    v_order="thd",
-    packing="split",
-    world=1,
-    engine="",
-    isa="",
-):
+    model: str,
+    revision: str = "",
+    adapters: Sequence[str] = (),
+    rope: str = "",
+    salt: str = "",
+    dtype: _Named = "opaque",
+    layers: int = 0,
+    kv_heads: int = 0,
+    head_dim: int = 0,
+    head_dim_v: int = 0,
+    tokens_per_block: int = 0,
+    k_order: _Named = "thd",
+    v_order: _Named = "thd",
+    packing: _Named = "split",
+    world: int = 1,
+    engine: str = "",
+    isa: str = "",
+) -> bytes:
     """The 16 bytes that say whose KV fits whose."""
     return field_hash(
         "tiercel scope v1",
@@ -75,23 +81,34 @@ def scope(
     )[:16]
 
 
-def _check_hash(engine_hash, allow_short_hashes):
+def _check_hash(engine_hash: bytes, allow_short_hashes: bool) -> None:
     low = 1 if allow_short_hashes else 16
     if not low <= len(engine_hash) <= 32:
         raise ValueError(f"engine hash has {len(engine_hash)} bytes, not {low}..32")
 
 
 def block_key(
-    scope, engine_hash, *, name_space="default", part=0, lineage="exact", allow_short_hashes=False
-):
+    scope: bytes,
+    engine_hash: bytes,
+    *,
+    name_space: str = "default",
+    part: int = 0,
+    lineage: _Named = "exact",
+    allow_short_hashes: bool = False,
+) -> bytes:
     _check_hash(engine_hash, allow_short_hashes)
     lineage = _code(lineage, CLASSES)
     return field_hash("tiercel block key v1", name_space, scope, part, lineage, engine_hash)
 
 
 def run_anchor(
-    scope, engine_hash, *, name_space="default", lineage="exact", allow_short_hashes=False
-):
+    scope: bytes,
+    engine_hash: bytes,
+    *,
+    name_space: str = "default",
+    lineage: _Named = "exact",
+    allow_short_hashes: bool = False,
+) -> bytes:
     """What placement sees: of the first block of each run of 32."""
     _check_hash(engine_hash, allow_short_hashes)
     return field_hash(
@@ -99,12 +116,12 @@ def run_anchor(
     )
 
 
-# The byte store's keys are those of the command line tool: `tiercel put KEY` and Client.get(KEY) agree.
-def byte_scope():
+# The byte store's keys are the command line tool's: `tiercel put KEY` and Client.get(KEY) agree.
+def byte_scope() -> bytes:
     return scope(model="tiercel cli")
 
 
-def byte_hash(key):
+def byte_hash(key: str | bytes) -> bytes:
     """The engine hash of a byte-store key: 16..32 bytes as they are or in hex, else a digest."""
     if isinstance(key, str):
         if not key:
@@ -118,5 +135,5 @@ def byte_hash(key):
     return key if 16 <= len(key) <= 32 else field_hash("tiercel cli key v1", key)
 
 
-def _is_hex(text):
+def _is_hex(text: str) -> bool:
     return all(c in "0123456789abcdefABCDEF" for c in text)

@@ -1,10 +1,21 @@
-"""MemoryBackend: Client's names over a dict in this process, for tests of what is built on Client."""
+"""MemoryBackend: Client's names over a dict in this process, to test what is built on Client."""
+
+from __future__ import annotations
 
 import ctypes
 import threading
+from typing import TYPE_CHECKING, Any
 
 from . import keys
-from ._core import Chain, ClosedError
+from ._core import Chain, ClosedError, KvLayout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ._types import Addresses, Key, Memory, Stats
 
 _BYTE_SCOPE = keys.byte_scope()
 
@@ -14,7 +25,9 @@ class Result:
 
     __slots__ = ("status", "reason", "tier", "quality", "bytes", "record_bytes", "durable")
 
-    def __init__(self, status, reason="none", nbytes=0, tier="none"):
+    def __init__(
+        self, status: str, reason: str = "none", nbytes: int = 0, tier: str = "none"
+    ) -> None:
         self.status = status
         self.reason = reason
         self.tier = tier
@@ -24,37 +37,44 @@ class Result:
         self.durable = False
 
     @property
-    def ok(self):
+    def ok(self) -> bool:
         return self.status == "OK"
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Result(status={self.status!r}, reason={self.reason!r}, bytes={self.bytes})"
 
 
 class MemoryBackend:
     """Unbounded, exact, immediate. Planes are copied as bytes, so any layout will do."""
 
-    def __init__(self, endpoint="", *, name_space="default", **_):
+    def __init__(
+        self, endpoint: str | Sequence[str] = "", *, name_space: str = "default", **_: Any
+    ) -> None:
         self.name_space = name_space
-        self._values = {}
+        self._values: dict[bytes, list[bytes]] = {}
         self._lock = threading.Lock()
         self.closed = False
         self._asked = self._served = self._puts = self._stored = 0
 
-    def close(self):
+    def close(self) -> None:
         self.closed = True
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.close()
 
-    def _open(self):
+    def _open(self) -> None:
         if self.closed:
             raise ClosedError("the client is closed")
 
-    def lookup(self, chain, deadline_s=None):
+    def lookup(self, chain: Chain, deadline_s: float | None = None) -> list[Result]:
         self._open()
         out = []
         for i in range(len(chain)):
@@ -65,7 +85,7 @@ class MemoryBackend:
                 out.append(Result("OK", nbytes=sum(map(len, value)), tier="host"))
         return out
 
-    def match_prefix(self, chain, deadline_s=None, hold=False):
+    def match_prefix(self, chain: Chain, deadline_s: float | None = None) -> int:
         prefix = 0
         for entry in self.lookup(chain):
             if not entry.ok:
@@ -73,7 +93,16 @@ class MemoryBackend:
             prefix += 1
         return prefix
 
-    def put_blocks(self, chain, first, n, layout, k_ptrs, v_ptrs=None, **opts):
+    def put_blocks(
+        self,
+        chain: Chain,
+        first: int,
+        n: int,
+        layout: KvLayout,
+        k_ptrs: Addresses,
+        v_ptrs: Addresses | None = None,
+        **opts: Any,
+    ) -> list[Result]:
         self._open()
         sizes = self._planes(chain, first, n, layout, v_ptrs)
         out = []
@@ -84,7 +113,16 @@ class MemoryBackend:
             out.append(self._store(chain.key(first + i), value))
         return out
 
-    def get_blocks(self, chain, first, n, layout, k_ptrs, v_ptrs=None, **opts):
+    def get_blocks(
+        self,
+        chain: Chain,
+        first: int,
+        n: int,
+        layout: KvLayout,
+        k_ptrs: Addresses,
+        v_ptrs: Addresses | None = None,
+        **opts: Any,
+    ) -> list[Result]:
         self._open()
         self._planes(chain, first, n, layout, v_ptrs)
         out = []
@@ -100,7 +138,9 @@ class MemoryBackend:
         return out
 
     @staticmethod
-    def _planes(chain, first, n, layout, v_ptrs):
+    def _planes(
+        chain: Chain, first: int, n: int, layout: KvLayout, v_ptrs: Addresses | None
+    ) -> tuple[int, int]:
         if first < 0 or n < 1 or first + n > len(chain):
             raise ValueError(f"blocks {first} to {first + n - 1} of a chain of {len(chain)}")
         if (layout.packing == "split") != (v_ptrs is not None):
@@ -109,32 +149,50 @@ class MemoryBackend:
             return layout.k_plane_bytes, layout.v_plane_bytes
         return layout.k_plane_bytes + layout.v_plane_bytes, 0
 
-    def key_chain(self, key, scope=None):
+    def key_chain(self, key: Key, scope: bytes | None = None) -> Chain:
         chain = Chain(scope or _BYTE_SCOPE, name_space=self.name_space)
         chain.append(keys.byte_hash(key))
         return chain
 
-    def put(self, key, data, scope=None, **opts):
+    def put(
+        self, key: Key, data: Memory, scope: bytes | None = None, **opts: Any
+    ) -> Result:
         return self.batch_put([key], [data], scope)[0]
 
-    def batch_put(self, keys, datas, scope=None, **opts):
+    def batch_put(
+        self,
+        keys: Sequence[Key],
+        datas: Sequence[Memory],
+        scope: bytes | None = None,
+        **opts: Any,
+    ) -> list[Result]:
         self._open()
         return [
             self._store(self.key_chain(k, scope).key(0), [bytes(d)]) for k, d in zip(keys, datas)
         ]
 
-    def get(self, key, scope=None, deadline_s=None):
+    def get(
+        self, key: Key, scope: bytes | None = None, deadline_s: float | None = None
+    ) -> bytes | None:
         self._open()
         value = self._load(self.key_chain(key, scope).key(0))
         return None if value is None else value[0]
 
-    def get_into(self, key, buffer, scope=None, **opts):
+    def get_into(
+        self, key: Key, buffer: Memory, scope: bytes | None = None, **opts: Any
+    ) -> int:
         result = self.batch_get_into([key], [buffer], scope)[0]
         if result.status == "NO_SPACE":
             raise ValueError("the buffer is smaller than the value")
         return result.bytes if result.ok else -1
 
-    def batch_get_into(self, keys, buffers, scope=None, **opts):
+    def batch_get_into(
+        self,
+        keys: Sequence[Key],
+        buffers: Sequence[Memory],
+        scope: bytes | None = None,
+        **opts: Any,
+    ) -> list[Result]:
         self._open()
         out = []
         for key, buffer in zip(keys, buffers):
@@ -149,10 +207,17 @@ class MemoryBackend:
                 out.append(Result("OK", nbytes=len(value[0]), tier="host"))
         return out
 
-    def exists(self, key, scope=None, deadline_s=None):
+    def exists(
+        self, key: Key, scope: bytes | None = None, deadline_s: float | None = None
+    ) -> bool:
         return self.match_prefix(self.key_chain(key, scope)) == 1
 
-    def stats(self):
+    def batch_exists(
+        self, keys: Sequence[Key], scope: bytes | None = None, deadline_s: float | None = None
+    ) -> list[bool]:
+        return [self.exists(key, scope) for key in keys]
+
+    def stats(self) -> Stats:
         self._open()
         return {
             "blocks_asked": self._asked,
@@ -162,16 +227,16 @@ class MemoryBackend:
             "puts_stored": self._stored,
         }
 
-    def _store(self, key, value):
+    def _store(self, key: bytes, value: list[bytes]) -> Result:
         with self._lock:
             self._puts += 1
             self._stored += 1
-            value = self._values.setdefault(key, value)
-        return Result("OK", nbytes=sum(map(len, value)), tier="host")
+            kept = self._values.setdefault(key, value)
+        return Result("OK", nbytes=sum(map(len, kept)), tier="host")
 
-    def _load(self, key):
+    def _load(self, key: bytes) -> list[bytes] | None:
         with self._lock:
             self._asked += 1
-            value = self._values.get(key)
-            self._served += value is not None
-            return value
+            found = self._values.get(key)
+            self._served += found is not None
+            return found

@@ -15,5 +15,5 @@ class Status(str, Enum):
     NO_SPACE = "NO_SPACE"  # Put: no room. Get: the buffer is smaller than the value.
     UNAVAILABLE = "UNAVAILABLE"  # The node is down or its breaker is open.
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.value

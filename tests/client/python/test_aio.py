@@ -1,6 +1,7 @@
 import asyncio
 import os
 
+import numpy as np
 import pytest
 import tiercel
 from kv import Cache, chain, layout
@@ -73,6 +74,34 @@ def test_cancelling_leaves_a_client_that_works(endpoint):
             other = os.urandom(16)
             assert (await client.put(other, b"v")).ok
             assert await client.get(other) == b"v"
+
+    asyncio.run(main())
+
+
+def test_addresses_and_existence(endpoint):
+    async def main():
+        async with tiercel.AsyncClient(endpoint) as client:
+            names = [os.urandom(16) for _ in range(4)]
+            out = np.random.default_rng(1).integers(0, 256, (4, 500), dtype=np.uint8)
+            into = np.zeros_like(out)
+            rows, sizes = np.arange(4, dtype=np.int64) * 500, np.full(4, 500, np.int64)
+            put = await client.batch_put_ptrs(names, out.ctypes.data + rows, sizes)
+            assert all(r.ok for r in put)
+            got = await client.batch_get_into_ptrs(names, into.ctypes.data + rows, sizes)
+            assert all(r.ok for r in got) and np.array_equal(out, into)
+            assert await client.batch_exists([*names, os.urandom(16)]) == [True] * 4 + [False]
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_answers_busy(endpoint):
+    async def main():
+        async with tiercel.AsyncClient(endpoint, max_bytes_in_flight=1 << 20) as client:
+            results = await asyncio.gather(
+                *(client.put(os.urandom(16), bytes(700_000), deadline_s=10) for _ in range(8))
+            )
+            assert {r.status for r in results} == {"OK", "BUSY"}
+            assert (await client.put(os.urandom(16), b"v")).ok
 
     asyncio.run(main())
 

@@ -232,3 +232,8 @@ def test_a_layout_says_what_is_wrong_with_it():
     lay = layout(head_dim_v=32)
     assert lay.block_bytes == 4 * 16 * 2 * (64 + 32) * 2
     assert tiercel.KvLayout.opaque().is_opaque
+
+
+def test_layouts_compare_and_hash():
+    assert layout() == layout() and len({layout(), layout()}) == 1
+    assert layout() != layout(rank=1, world=2) and layout() != "a layout"

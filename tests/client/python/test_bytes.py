@@ -1,4 +1,5 @@
 import os
+import types
 
 import numpy as np
 import pytest
@@ -115,3 +116,82 @@ def test_a_buffer_stays_while_its_ticket_lives(client, key):
     assert client.wait(ticket).blocks[0].ok
     data.append(0)
     assert client.get(key) == bytes(data[:-1])
+
+
+def array_interface(array):
+    """Shows nothing of the array but __array_interface__."""
+    return types.SimpleNamespace(__array_interface__=array.__array_interface__, keep=array)
+
+
+def dlpack(array):
+    class Tensor:
+        def __dlpack__(self, **options):
+            return array.__dlpack__(**options)
+
+        def __dlpack_device__(self):
+            return array.__dlpack_device__()
+
+    return Tensor()
+
+
+@pytest.mark.parametrize("show", [array_interface, dlpack])
+def test_memory_by_other_protocols(client, key, show):
+    out = np.arange(600, dtype=np.float32).reshape(2, 300)
+    into = np.zeros_like(out)
+    assert client.put(key, show(out)).bytes == 2400
+    assert client.get_into(key, show(into)) == 2400
+    assert np.array_equal(out, into)
+    with pytest.raises(tiercel.NotContiguous):
+        client.put(os.urandom(16), show(out[:, ::2]))
+    with pytest.raises(tiercel.NotContiguous):
+        client.get_into(key, show(into.T))
+
+
+def test_read_only_memory_is_not_written(client, key):
+    client.put(key, b"12345678")
+    frozen = np.zeros(8, np.uint8)
+    frozen.flags.writeable = False
+    for buffer in (frozen, array_interface(frozen)):
+        with pytest.raises(TypeError, match="read-only"):
+            client.get_into(key, buffer)
+    assert not frozen.any()
+
+
+def test_what_is_not_memory_is_a_type_error(client, key):
+    def interface(fields):
+        return types.SimpleNamespace(__array_interface__=fields)
+
+    good = dict(typestr="|u1", shape=(4,), data=(1 << 12, False), version=3)
+    bad = [
+        interface({}),
+        interface({**good, "typestr": "|uX"}),
+        interface({**good, "typestr": "|O8"}),
+        interface({**good, "data": None}),
+        interface({**good, "shape": (1 << 62, 16)}),
+        interface({**good, "shape": (-4,)}),
+        interface({**good, "strides": (1, 1)}),
+    ]
+    for thing in (None, 5, "text", [1, 2], object(), *bad):
+        with pytest.raises(TypeError):
+            client.put(key, thing)
+    assert not client.exists(key)
+
+
+def test_many_keys_at_once_exist_or_not(client):
+    names = [os.urandom(16) for _ in range(300)]
+    client.batch_put(names[::2], [b"v"] * 150)
+    assert client.batch_exists(names) == [True, False] * 150
+    assert client.batch_exists([]) == []
+
+
+def test_addresses_without_waiting(client):
+    names = [os.urandom(16) for _ in range(5)]
+    out = np.random.default_rng(2).integers(0, 256, (5, 1000), dtype=np.uint8)
+    into = np.zeros_like(out)
+    sizes = np.full(5, 1000, np.int64)
+    rows = np.arange(5, dtype=np.int64) * 1000
+    put = client.submit_batch_put_ptrs(names, out.ctypes.data + rows, sizes)
+    assert all(r.ok for r in client.wait(put).blocks)
+    got = client.submit_batch_get_into_ptrs(names, into.ctypes.data + rows, sizes)
+    assert all(r.ok for r in client.wait(got).blocks)
+    assert np.array_equal(out, into)

@@ -37,6 +37,12 @@ def test_no_node_is_a_connection_error():
         tiercel.Client(f"127.0.0.1:{port}")
 
 
+def test_the_environment_names_the_node(endpoint, key, monkeypatch):
+    monkeypatch.setenv("TIERCEL_ENDPOINT", endpoint)
+    with tiercel.Client() as client:
+        assert client.put(key, b"v").ok
+
+
 def test_wrong_options_are_value_errors(endpoint):
     with pytest.raises(ValueError, match="transport"):
         tiercel.Client(endpoint, transports=["pigeon"])
