@@ -40,6 +40,20 @@ Setting Text(std::string_view key, std::string_view what, std::string Config::*f
           [field](const Config& config) { return nlohmann::json(config.*field).dump(); }, "string"};
 }
 
+// In the largest unit that loses nothing.
+std::string ExactBytes(uint64_t bytes) {
+  if (bytes == 0 || bytes % kKiB != 0) return fmt::format("{}B", bytes);
+  if (bytes % kMiB != 0) return fmt::format("{}KiB", bytes / kKiB);
+  if (bytes % kGiB != 0) return fmt::format("{}MiB", bytes / kMiB);
+  return fmt::format("{}GiB", bytes / kGiB);
+}
+
+std::string ExactTime(Nanos time) {
+  if (time % kMillisecond != 0) return fmt::format("{}us", time / kMicrosecond);
+  if (time == 0 || time % kSecond != 0) return fmt::format("{}ms", time / kMillisecond);
+  return fmt::format("{}s", time / kSecond);
+}
+
 Setting Flag(std::string_view key, std::string_view what, bool Config::*field) {
   return {key, what,
           [field](Config& config, const std::string& text) -> Status {
@@ -77,7 +91,7 @@ Setting Bytes(std::string_view key, std::string_view what, uint64_t Config::*fie
             config.*field = value;
             return OkStatus();
           },
-          [field](const Config& config) { return std::to_string(config.*field) + "B"; }, "string"};
+          [field](const Config& config) { return ExactBytes(config.*field); }, "string"};
 }
 
 Setting Time(std::string_view key, std::string_view what, Nanos Config::*field, Nanos low, Nanos high) {
@@ -91,7 +105,7 @@ Setting Time(std::string_view key, std::string_view what, Nanos Config::*field, 
             config.*field = value;
             return OkStatus();
           },
-          [field](const Config& config) { return std::to_string(config.*field / 1000) + "us"; }, "string"};
+          [field](const Config& config) { return ExactTime(config.*field); }, "string"};
 }
 
 const std::vector<Setting>& Settings() {

@@ -47,7 +47,7 @@ struct Config {
   Nanos ssd_seal_after = 5 * kSecond;
   uint64_t ssd_write_rate = 0;
   uint64_t ssd_readers = 4;
-  uint64_t ssd_writers = 1;
+  uint64_t ssd_writers = 2;
 
   std::vector<std::string> namespaces = {"default"};
 

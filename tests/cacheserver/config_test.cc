@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
+#include <sstream>
+
 namespace tiercel {
 namespace {
 
@@ -76,6 +79,18 @@ TEST(ConfigTest, ReadsBackWhatItPrints) {
   ASSERT_TRUE(again) << again.error().message;
   EXPECT_EQ(PrintConfig(*again), PrintConfig(*config));
   EXPECT_THAT(PrintSchema(), HasSubstr("additionalProperties"));
+}
+
+TEST(ConfigTest, TheExampleFileHasEveryKeyAtItsDefault) {
+  std::ifstream file(TIERCEL_SOURCE_DIR "/deploy/tiercel.yaml");
+  std::stringstream text;
+  text << file.rdbuf();
+  const auto example = LoadConfig(text.str(), "deploy/tiercel.yaml", {});
+  ASSERT_TRUE(example) << example.error().message;
+  Config config;
+  config.insecure = true;
+  const std::string printed = PrintConfig(config);
+  EXPECT_THAT(text.str(), HasSubstr(printed)) << "write it anew from: tiercel-server --insecure --print-config";
 }
 
 }  // namespace
