@@ -67,6 +67,10 @@ struct RequestOptions {
   Prefer prefer = Prefer::kGood;
   ReuseHint reuse_hint = ReuseHint::kUnknown;
   bool no_touch = false;      // Look without making the block younger.
+  bool no_promote = false;    // Get: leave what is on SSD there.
+  // Match: keep what was found for the server's limits.hold, so that the get that follows finds it.
+  // A hold that ran out costs a miss.
+  bool hold = false;
   bool want_durable = false;  // Put: complete only when the block is on SSD (or never will be).
   std::array<std::byte, 25> traceparent{};
 };

@@ -139,6 +139,8 @@ FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
                                          : Op::kPut;
   if (call.options.no_touch) header.flags |= kFlagNoTouch;
   if (call.options.prefer == Prefer::kSmall) header.flags |= kFlagPreferSmall;
+  if (kind == Call::Kind::kGet && call.options.no_promote) header.flags |= kFlagNoPromote;
+  if (kind == Call::Kind::kMatch && call.options.hold) header.flags |= kFlagHold;
   if (kind == Call::Kind::kPut && call.options.want_durable) header.flags |= kFlagWantDurable;
   header.req_id = wire.id;
   header.count = wire.count;

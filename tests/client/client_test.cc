@@ -154,6 +154,22 @@ TEST_F(ClientTest, AMissHasItsReasonAndEndsThePrefix) {
   ExpectSums();
 }
 
+TEST_F(ClientTest, WhatIsAskedOfTheNodeTravelsInTheFlags) {
+  Connect();
+  const Chain chain = MakeChain(1);
+  ASSERT_EQ(PutAll(chain).prefix, 1u);
+  RequestOptions options;
+  options.hold = true;
+  options.no_touch = true;
+  client_->Match(chain, options);
+  EXPECT_EQ(node("a").last_flags.load(), kFlagHold | kFlagNoTouch);
+  options = {};
+  options.no_promote = true;
+  options.prefer = Prefer::kSmall;
+  GetAll(chain, options);
+  EXPECT_EQ(node("a").last_flags.load(), kFlagNoPromote | kFlagPreferSmall);
+}
+
 TEST_F(ClientTest, ARecordIsReceivedIntoTheCallersMemoryAndVerified) {
   Connect();
   const Chain chain = MakeChain(3);

@@ -179,6 +179,7 @@ void ScriptedNode::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan b
   answer.req_id = header.req_id;
   answer.count = header.count;
   ChainMeta meta;
+  if (header.op == Op::kMatch || header.op == Op::kGet) last_flags = header.flags;
   switch (header.op) {
     case Op::kHello:
       ++hellos;

@@ -44,6 +44,7 @@ class ScriptedNode final : public FrameSink {
   std::atomic<bool> never_durable{false};
 
   // What it saw.
+  std::atomic<uint16_t> last_flags{0};
   std::atomic<uint64_t> matches{0}, gets{0}, puts{0}, cancels{0}, hellos{0}, opens{0};
   size_t size() const;
   bool Has(const BlockKey& key) const;

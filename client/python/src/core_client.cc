@@ -85,6 +85,7 @@ RequestOptions OptionsOf(const Ask& ask) {
   options.prefer = ask.prefer_small ? Prefer::kSmall : Prefer::kGood;
   options.no_touch = ask.no_touch;
   options.want_durable = ask.durable;
+  options.hold = ask.hold;
   for (const ReuseHint hint :
        {ReuseHint::kUnknown, ReuseHint::kLikely, ReuseHint::kUnlikely, ReuseHint::kDone}) {
     if (Name(hint) == ask.reuse) {

@@ -89,6 +89,7 @@ struct Ask {
   bool no_touch = false;
   bool durable = false;
   std::string reuse = "unknown";
+  bool hold = false;
 };
 RequestOptions OptionsOf(const Ask& ask);
 

@@ -34,11 +34,12 @@ TransportKind ParseTransport(const std::string& name) {
   throw nb::value_error(("no transport '" + name + "': memfd, ucx or grpc").c_str());
 }
 
-std::unique_ptr<Keep> MatchKeep(const Chain& chain, double deadline_s) {
+std::unique_ptr<Keep> MatchKeep(const Chain& chain, double deadline_s, bool hold = false) {
   auto keep = std::make_unique<Keep>();
   keep->chains.push_back(chain);
   Ask ask;
   ask.deadline_s = deadline_s;
+  ask.hold = hold;
   keep->options = OptionsOf(ask);
   return keep;
 }
@@ -135,6 +136,7 @@ nb::object GetValue(CoreClient& self, const Chain& chain, double deadline_s) {
   keep->chains.push_back(chain);
   Ask ask;
   ask.deadline_s = deadline_s;
+  ask.hold = hold;
   keep->options = OptionsOf(ask);
   GetSlot slot;
   slot.dst = {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(value)), static_cast<size_t>(room)};
@@ -224,16 +226,16 @@ NB_MODULE(_core, m) {
       .def_prop_ro("closed", &CoreClient::closed)
       .def(
           "match",
-          [](CoreClient& self, const Chain& chain, double deadline_s) {
-            return FinishedOf(self.Run(Kind::kMatch, MatchKeep(chain, deadline_s)));
+          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold) {
+            return FinishedOf(self.Run(Kind::kMatch, MatchKeep(chain, deadline_s, hold)));
           },
-          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"))
+          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false)
       .def(
           "submit_match",
-          [](CoreClient& self, const Chain& chain, double deadline_s) {
-            return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s));
+          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold) {
+            return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s, hold));
           },
-          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"))
+          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false)
       .def("get_value", &GetValue, nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"),
            nb::sig("def get_value(self, chain: Chain, *, deadline_s: float) -> "
                    "tuple[BlockResult, bytes | None]"))

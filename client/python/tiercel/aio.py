@@ -74,11 +74,11 @@ class AsyncClient:
 
     # KV blocks
 
-    async def match_prefix(self, chain: Chain, deadline_s: float | None = None) -> int:
+    async def match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
         client = self._open()
         if len(chain) == 0:
             return 0
-        ticket = client.submit_match_prefix(chain, deadline_s)
+        ticket = client.submit_match_prefix(chain, deadline_s, hold)
         return (await self._submitted(ticket, len(chain))).prefix
 
     async def lookup(self, chain: Chain, deadline_s: float | None = None) -> list[BlockResult]:

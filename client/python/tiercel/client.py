@@ -92,11 +92,11 @@ class Client:
 
     # KV blocks
 
-    def match_prefix(self, chain: Chain, deadline_s: float | None = None) -> int:
-        """How many leading blocks of the chain are there."""
+    def match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
+        """How many leading blocks of the chain are there; hold keeps them for a get that follows at once."""
         if len(chain) == 0:
             return 0
-        return self._core.match(chain, deadline_s=self._deadline(deadline_s)).prefix
+        return self._core.match(chain, deadline_s=self._deadline(deadline_s), hold=hold).prefix
 
     def lookup(self, chain: Chain, deadline_s: float | None = None) -> list[BlockResult]:
         """One BlockResult a block: where it is, or the reason why not."""
@@ -248,8 +248,8 @@ class Client:
     # Without waiting. A ticket of 0: the queue is full and nothing was submitted. Buffers and the
     # memory behind addresses are the library's until the completion says released.
 
-    def submit_match_prefix(self, chain: Chain, deadline_s: float | None = None) -> int:
-        return self._core.submit_match(chain, deadline_s=self._deadline(deadline_s))
+    def submit_match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
+        return self._core.submit_match(chain, deadline_s=self._deadline(deadline_s), hold=hold)
 
     submit_lookup = submit_match_prefix
 

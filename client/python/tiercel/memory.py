@@ -85,7 +85,7 @@ class MemoryBackend:
                 out.append(Result("OK", nbytes=sum(map(len, value)), tier="host"))
         return out
 
-    def match_prefix(self, chain: Chain, deadline_s: float | None = None) -> int:
+    def match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
         prefix = 0
         for entry in self.lookup(chain):
             if not entry.ok:

@@ -26,7 +26,7 @@ def test_blocks_come_back_as_they_were(way, blocks):
     assert [r.status for r in put] == ["OK"] * blocks
     assert put[0].bytes == lay.block_bytes
     assert put[0].record_bytes < lay.block_bytes  # Lossless, and smaller.
-    assert way.match_prefix(ch) == blocks
+    assert way.match_prefix(ch, hold=True) == blocks
     got = way.get_blocks(ch, 0, blocks, lay, into.k_ptrs, into.v_ptrs)
     assert [r.status for r in got] == ["OK"] * blocks
     assert got[0].tier in ("host", "ssd") and got[0].reason == "none"
