@@ -8,6 +8,7 @@
 //       fetches every chain of JOURNAL and prints one line "asked N served N missed N wrong N reasons N late N":
 //       reasons are the misses that name one, late the calls past their deadline plus 5 ms
 //
+// TIERCEL_E2E_TRANSPORT=memfd, ucx or grpc allows that transport alone.
 // Exits 0 when it could do its work; what it means is the caller's to judge.
 #include <fmt/format.h>
 #include <unistd.h>
@@ -53,8 +54,13 @@ Result<Chain> ChainOf(uint64_t seed, uint64_t number, const std::string& model) 
 Result<std::unique_ptr<Client>> Open(const std::string& endpoint) {
   Client::Options options;
   options.endpoints = {endpoint};
-  if (const char* way = std::getenv("TIERCEL_E2E_TRANSPORT"); way != nullptr && std::string(way) == "grpc") {
-    options.transports = {TransportKind::kGrpc};
+  const char* const asked = std::getenv("TIERCEL_E2E_TRANSPORT");
+  const std::string way = asked == nullptr ? "" : asked;
+  if (way == "grpc") options.transports = {TransportKind::kGrpc};
+  if (way == "memfd") options.transports = {TransportKind::kMemfd};
+  if (way == "ucx") {
+    options.transports = {TransportKind::kUcx};
+    options.ucx_devices = "lo";
   }
   return Client::Connect(options);
 }
