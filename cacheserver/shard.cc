@@ -380,9 +380,10 @@ void Shard::Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierSt
 
 void Shard::SendData(Session& session, Request& request, FrameHeader header, Pin pin) {
   Answer answer;
-  if (request.layer_end > 0) {
-    const ByteSpan record = pin.record();
-    const Result<RecordView> view = ParseRecord(record);
+  const bool some = request.layer_end > 0;
+  const Result<RecordView> view = some ? ParseRecord(pin.record()) : Result<RecordView>(RecordView());
+  const bool all = view && view->layer_begin == request.layer_begin && view->layer_end == request.layer_end;
+  if (some && !all) {
     Result<ExtractPlan> plan = view ? PlanExtract(*view, request.layer_begin, request.layer_end)
                                     : Result<ExtractPlan>(tl::unexpected<Error>(view.error()));
     Status extracted = plan ? OkStatus() : Status(tl::unexpected<Error>(plan.error()));

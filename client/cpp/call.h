@@ -34,8 +34,11 @@ struct Call {
   BlockKey parent;     // Of keys[0]; zero for a chain's first.
   std::vector<BlockKey> keys;
   std::vector<PlacementKey> anchors;  // Of each run touched; of each block where many.
+  // Of a value in pieces: the call that gathers them, which is never the driver's.
+  uint64_t whole = 0;
   std::vector<GetSlot> slots;
   std::vector<PutSource> sources;
+  std::vector<uint64_t> tags;  // Put of pieces of opaque bytes: a digest of each whole value.
   RecordSpec spec;
   uint64_t max_record_bytes = 0;  // Of the largest block.
   uint64_t charged_bytes = 0;     // Against max_bytes_in_flight.
@@ -54,6 +57,12 @@ struct Call {
 
   // Under ClientImpl's mutex.
   std::deque<Completion> completions;
+  // Of a call that gathers pieces.
+  std::vector<uint64_t> pieces;
+  uint32_t unanswered = 0;
+  uint32_t unreleased = 0;
+  bool answered_as_piece = false;
+  Completion gathered;
   uint32_t waiters = 0;
   bool announced = false;  // In the queue that Poll takes from.
 

@@ -108,7 +108,9 @@ struct BlockResult {
   QualityClass quality = QualityClass::kExact;
   uint64_t bytes = 0;         // Decoded bytes written (kBlock, kPages); else record bytes.
   uint64_t record_bytes = 0;  // As it travelled.
-  bool durable = false;       // Put with want_durable: it is on SSD.
+  // Get: where the block's first token stands; of opaque bytes in pieces, a digest of the whole.
+  uint64_t pos0 = 0;
+  bool durable = false;  // Put with want_durable: it is on SSD.
 };
 
 // A record readable where the server keeps it; end it soon, it is memory that cannot be evicted.
@@ -160,6 +162,8 @@ class Client {
 
   virtual Result<Ticket> SubmitMatch(const Chain& chain, const RequestOptions& options) = 0;
   // Blocks first .. first + slots.size() - 1 of the chain. All slots of one call have one kind.
+  // Blocks over 16 MiB need a chain made for them (Chain::Options::pieces) and slots of kind kBlock
+  // or kPages; opaque ones a dst of exactly their size. In stats() each piece counts as a block.
   virtual Result<Ticket> SubmitGet(const Chain& chain, uint32_t first,
                                    std::span<const GetSlot> slots, const KvLayout& layout,
                                    const RequestOptions& options) = 0;

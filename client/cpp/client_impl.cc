@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "client/cpp/pieces.h"
 
 namespace tiercel {
 namespace {
@@ -227,6 +228,12 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
   spec->layout = *ask.layout;
   const KvLayout& layout = spec->layout;
   if (!layout.opaque()) TIERCEL_TRY(Validate(layout));
+  if (ask.whole != 0 && ask.kind == Call::Kind::kPut && !layout.opaque()) {
+    const Pieces pieces = PiecesOf(layout);
+    spec->layer_begin = static_cast<uint16_t>(pieces.begin(ask.piece));
+    spec->layer_end =
+        static_cast<uint16_t>(std::min<uint64_t>(pieces.begin(ask.piece + 1), layout.layers));
+  }
   for (uint32_t i = 0; i < ask.count; ++i) {
     uint64_t record = 0;
     if (ask.kind == Call::Kind::kGet) {
@@ -277,10 +284,10 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
       switch (source.kind) {
         case PutSource::Kind::kBlock:
           if (source.src.empty() ||
-              (!layout.opaque() && source.src.size() != layout.block_bytes())) {
+              (!layout.opaque() && source.src.size() != RawBytes(*spec))) {
             return Fail(Code::kInvalidArgument,
                         fmt::format("source {}: {} bytes, the layout's block has {}", i,
-                                    source.src.size(), layout.block_bytes()));
+                                    source.src.size(), RawBytes(*spec)));
           }
           break;
         case PutSource::Kind::kRecord:
@@ -307,6 +314,11 @@ Status ClientImpl::Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record,
 }
 
 Result<Ticket> ClientImpl::Submit(const Ask& ask) {
+  TIERCEL_TRY(CheckPieces(ask));
+  return ask.chains[0].options().pieces > 1 ? SubmitPieces(ask) : SubmitOne(ask);
+}
+
+Result<Ticket> ClientImpl::SubmitOne(const Ask& ask) {
   RecordSpec spec;
   uint64_t max_record = 0;
   uint64_t charge = 0;
@@ -330,7 +342,9 @@ Result<Ticket> ClientImpl::Submit(const Ask& ask) {
     call->waiters = 0;
     call->announced = false;
     call->finished = false;
+    call->answered_as_piece = false;
   }
+  call->whole = ask.whole;
   const Ticket ticket = call->id;
   call->kind = ask.kind;
   call->options = *ask.options;
@@ -342,14 +356,14 @@ Result<Ticket> ClientImpl::Submit(const Ask& ask) {
   call->anchors.clear();
   if (ask.many) {
     for (const Chain& chain : ask.chains) {
-      call->keys.push_back(chain.key(0));
+      call->keys.push_back(chain.key(0, ask.piece));
       call->anchors.push_back(chain.anchor(0));
     }
   } else {
     const Chain& chain = ask.chains[0];
-    const auto keys = chain.keys().subspan(ask.first, ask.count);
+    const auto keys = chain.keys(ask.piece).subspan(ask.first, ask.count);
     call->keys.assign(keys.begin(), keys.end());
-    if (ask.first > 0) call->parent = chain.key(ask.first - 1);
+    if (ask.first > 0) call->parent = chain.key(ask.first - 1, ask.piece);
     const uint32_t last = ask.first + ask.count - 1;
     for (uint32_t run = ask.first / kBlocksPerRun; run <= last / kBlocksPerRun; ++run) {
       call->anchors.push_back(chain.anchor(run * kBlocksPerRun));
@@ -357,6 +371,7 @@ Result<Ticket> ClientImpl::Submit(const Ask& ask) {
   }
   call->slots.assign(ask.slots.begin(), ask.slots.end());
   call->sources.assign(ask.sources.begin(), ask.sources.end());
+  call->tags.assign(ask.tags.begin(), ask.tags.end());
   call->spec = std::move(spec);
   call->max_record_bytes = max_record;
   call->charged_bytes = charge;
@@ -485,8 +500,16 @@ Completion ClientImpl::Put(const Chain& chain, uint32_t first, std::span<const P
 }
 
 void ClientImpl::Cancel(Ticket ticket) {
+  std::vector<uint64_t> tickets = {ticket};
+  {
+    MutexLock lock(mutex_);
+    const Call* call = calls_.Find(ticket);
+    if (call != nullptr && !call->pieces.empty()) tickets = call->pieces;
+  }
   [[maybe_unused]] const bool pushed =
-      mailbox_->Push([ticket](Engine& engine) { engine.Cancel(ticket); });
+      mailbox_->Push([tickets = std::move(tickets)](Engine& engine) {
+        for (const uint64_t one : tickets) engine.Cancel(one);
+      });
   Nudge();
 }
 
@@ -496,6 +519,11 @@ void ClientImpl::Finished(Call& call, Completion completion) {
     bytes_in_flight_ -= call.charged_bytes;
     call.charged_bytes = 0;
   }
+  if (call.whole != 0) return PieceFinished(call, std::move(completion));
+  Announce(call, std::move(completion));
+}
+
+void ClientImpl::Announce(Call& call, Completion completion) {
   call.completions.push_back(std::move(completion));
   if (call.waiters > 0) {
     if (sleepers_ > 0) finished_.NotifyAll();

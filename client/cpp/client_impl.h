@@ -71,6 +71,10 @@ class ClientImpl final : public Client, private Engine::Host {
     std::span<const PutSource> sources;
     const KvLayout* layout;
     const RequestOptions* options;
+    // Of one piece of a value that has several.
+    uint32_t piece = 0;
+    uint64_t whole = 0;
+    std::span<const uint64_t> tags = {};
   };
 
   // Engine::Host.
@@ -80,6 +84,15 @@ class ClientImpl final : public Client, private Engine::Host {
 
   Status Check(const Ask& ask, RecordSpec* spec, uint64_t* max_record, uint64_t* charge) const;
   Result<Ticket> Submit(const Ask& ask);
+  Result<Ticket> SubmitOne(const Ask& ask);
+  // client_pieces.cc
+  Status CheckPieces(const Ask& ask) const;
+  Result<Ticket> SubmitPieces(const Ask& ask);
+  void PieceFinished(Call& piece, Completion completion) TIERCEL_REQUIRES(mutex_);
+  void GatherPiece(Call& whole, std::span<const BlockResult> blocks, Status status, bool released)
+      TIERCEL_REQUIRES(mutex_);
+  void AnnounceWhole(Call& whole) TIERCEL_REQUIRES(mutex_);
+  void Announce(Call& call, Completion completion) TIERCEL_REQUIRES(mutex_);
   Completion SubmitAndWait(const Ask& ask);
   void CountRefused(const Ask& ask);
   bool TakeInto(Call& call, Completion* out) TIERCEL_REQUIRES(mutex_);

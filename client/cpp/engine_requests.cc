@@ -306,7 +306,11 @@ Engine::PutStep Engine::PutNext(Call& call) {
       return PutStep::kWait;
     }
     RecordSpec spec = call.spec;
-    if (!call.many) spec.pos0 = uint64_t{call.first + i} * spec.layout.tokens_per_block;
+    if (!call.tags.empty()) {
+      spec.pos0 = call.tags[i];
+    } else if (!call.many) {
+      spec.pos0 = uint64_t{call.first + i} * spec.layout.tokens_per_block;
+    }
     const Result<uint64_t> encoded =
         source.kind == PutSource::Kind::kBlock
             ? EncodeRecord(spec, options_.codec, source.src, memory)
@@ -547,6 +551,7 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
         (view.layer_begin != 0 || view.layer_end != view.layout.layers)) {
       return Fail(Code::kDataLoss, "the record holds only some layers");
     }
+    result.pos0 = view.pos0;
     TIERCEL_ASSIGN(const uint64_t bytes, DecodedBytes(view, slot.layer_begin, slot.layer_end));
     result.bytes = bytes;
     if (slot.kind == GetSlot::Kind::kBlock) {
@@ -603,7 +608,7 @@ void Engine::OnAck(Wire& wire, const FrameHeader& header) {
     result.record_bytes = wire.put_bytes != 0 ? wire.put_bytes : call->sources[block].src.size();
     result.bytes = call->sources[block].kind == PutSource::Kind::kRecord ? result.record_bytes
                    : call->spec.layout.opaque() ? call->sources[block].src.size()
-                                                : call->spec.layout.block_bytes();
+                                                : RawBytes(call->spec);
     if (stored) call->state[block] |= kBlockAcked;
     if (stored && call->options.want_durable) return;  // kDurable follows.
   } else {

@@ -442,7 +442,8 @@ Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint,
   arguments.SetInt(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kGrpcHttp2FrameBytes);
   // A node that comes back is found again within a quarter of a second.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // Which is also how long one attempt may take: a busy node's first frame may be late.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 250);
   // Channels of two clients in one process must not share a connection's flow control.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

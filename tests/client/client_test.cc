@@ -15,6 +15,7 @@
 
 #include "base/random.h"
 #include "client/cpp/client_impl.h"
+#include "client/cpp/pieces.h"
 #include "tests/client/scripted_node.h"
 
 namespace tiercel {
@@ -65,8 +66,9 @@ class ClientTest : public testing::Test {
     client_ = std::move(client);
   }
 
-  static Chain MakeChain(uint32_t blocks, uint64_t seed = 1) {
+  static Chain MakeChain(uint32_t blocks, uint64_t seed = 1, uint32_t pieces = 1) {
     Chain::Options options;
+    options.pieces = pieces;
     Chain chain(options);
     SplitMix64 random(seed);
     for (uint32_t i = 0; i < blocks; ++i) {
@@ -518,6 +520,96 @@ TEST_F(ClientTest, ALayerRangeComesAlone) {
   const Completion got = client_->Get(chain, 0, slots, layout);
   ASSERT_EQ(got.prefix, 1u) << static_cast<int>(got.blocks[0].reason);
   EXPECT_EQ(0, std::memcmp(out.data(), block.data() + layout.layer_bytes(), out.size()));
+}
+
+TEST_F(ClientTest, ABlockOverSixteenMebibytesTravelsInPiecesAndIsThereWholeOrNotAtAll) {
+  Connect();
+  KvLayout layout;
+  layout.layers = 12;
+  layout.kv_heads = 16;
+  layout.head_dim_k = layout.head_dim_v = 128;
+  layout.tokens_per_block = 256;
+  layout.dtype = Dtype::kBf16;
+  const Pieces pieces = PiecesOf(layout);
+  ASSERT_EQ(pieces.count, 2u) << "of eight layers of 2 MiB and of four";
+  const Chain chain = MakeChain(2, 1, pieces.count);
+  const std::vector<std::byte> a = Content(3, layout.block_bytes());
+  const std::vector<std::byte> b = Content(4, layout.block_bytes());
+  const std::vector<PutSource> sources = {{PutSource::Kind::kBlock, a, nullptr, {}},
+                                          {PutSource::Kind::kBlock, b, nullptr, {}}};
+  RequestOptions options;
+  options.deadline = 20 * kSecond;
+  const Completion put = client_->Put(chain, 0, sources, layout, options);
+  ASSERT_TRUE(put.status) << put.status.error().ToString();
+  EXPECT_EQ(put.prefix, 2u);
+  EXPECT_EQ(put.blocks[0].bytes, layout.block_bytes());
+  EXPECT_EQ(client_->Match(chain, options).prefix, 2u);
+
+  std::vector<std::byte> out(2 * layout.block_bytes());
+  std::vector<GetSlot> slots(2);
+  const auto get = [&](uint32_t from, uint32_t to) {
+    const uint64_t bytes = (to - from) * layout.layer_bytes();
+    std::fill(out.begin(), out.end(), std::byte{0xee});
+    for (size_t i = 0; i < 2; ++i) {
+      slots[i].dst = MutableByteSpan(out).subspan(i * bytes, bytes);
+      slots[i].layer_begin = static_cast<uint16_t>(from);
+      slots[i].layer_end = static_cast<uint16_t>(to);
+    }
+    const Completion got = client_->Get(chain, 0, slots, layout, options);
+    if (got.prefix != 2 || got.blocks[1].bytes != bytes) return false;
+    const auto at = static_cast<ptrdiff_t>(from * layout.layer_bytes());
+    return std::equal(slots[0].dst.begin(), slots[0].dst.end(), a.begin() + at) &&
+           std::equal(slots[1].dst.begin(), slots[1].dst.end(), b.begin() + at);
+  };
+  EXPECT_TRUE(get(0, 12));
+  EXPECT_TRUE(get(6, 10)) << "of both pieces";
+  EXPECT_TRUE(get(9, 11)) << "of the second alone";
+
+  node("a").Forget(chain.key(1, 1));
+  EXPECT_EQ(client_->Match(chain, options).prefix, 1u);
+  slots[0].layer_begin = slots[1].layer_begin = slots[0].layer_end = slots[1].layer_end = 0;
+  for (size_t i = 0; i < 2; ++i) {
+    slots[i].dst = MutableByteSpan(out).subspan(i * a.size(), a.size());
+  }
+  const Completion got = client_->Get(chain, 0, slots, layout, options);
+  EXPECT_EQ(got.prefix, 1u);
+  EXPECT_EQ(got.blocks[1].status, Code::kNotFound);
+  EXPECT_EQ(got.blocks[1].reason, MissReason::kNeverSeen);
+  ExpectSums();
+
+  const auto wrong = client_->SubmitPut(MakeChain(2), 0, sources, layout, options);
+  ASSERT_FALSE(wrong);
+  EXPECT_NE(wrong.error().message.find("travels in 2 pieces"), std::string::npos);
+}
+
+TEST_F(ClientTest, PiecesOfTwoValuesNeverMakeOne) {
+  Connect();
+  const uint64_t size = 2 * kMaxPieceBytes + 12345;
+  const Chain chain = MakeChain(1, 1, PiecesOf(KvLayout::Opaque(), size).count);
+  ASSERT_EQ(chain.options().pieces, 3u);
+  const std::vector<std::byte> a = Content(3, size);
+  const std::vector<std::byte> b = Content(4, size);
+  RequestOptions options;
+  options.deadline = 20 * kSecond;
+  const auto put = [&](const std::vector<std::byte>& value) {
+    const std::vector<PutSource> source = {{PutSource::Kind::kBlock, value, nullptr, {}}};
+    return client_->Put(chain, 0, source, KvLayout::Opaque(), options).prefix;
+  };
+  std::vector<std::byte> out(size);
+  std::vector<GetSlot> slots(1);
+  slots[0].dst = out;
+  ASSERT_EQ(put(a), 1u);
+  EXPECT_EQ(client_->Get(chain, 0, slots, KvLayout::Opaque(), options).prefix, 1u);
+  EXPECT_TRUE(out == a);
+  for (uint32_t piece = 0; piece < 3; ++piece) node("a").Forget(chain.key(0, piece));
+  ASSERT_EQ(put(b), 1u);
+  node("a").Forget(chain.key(0, 1));
+  // What is there stays, so this stores only the piece that is missed.
+  node("a").keep_first = true;
+  ASSERT_EQ(put(a), 1u);
+  const Completion got = client_->Get(chain, 0, slots, KvLayout::Opaque(), options);
+  EXPECT_EQ(got.blocks[0].status, Code::kNotFound);
+  EXPECT_EQ(got.blocks[0].reason, MissReason::kCorrupt);
 }
 
 TEST_F(ClientTest, ShuttingDownEndsWhatIsInFlight) {

@@ -75,6 +75,11 @@ bool ScriptedNode::Has(const BlockKey& key) const {
   MutexLock lock(mutex_);
   return records_.contains(key);
 }
+void ScriptedNode::Forget(const BlockKey& key) {
+  MutexLock lock(mutex_);
+  records_.erase(key);
+}
+
 void ScriptedNode::Forget() {
   MutexLock lock(mutex_);
   records_.clear();
@@ -229,7 +234,7 @@ void ScriptedNode::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan b
           answer.status = Code::kDataLoss;
         } else {
           MutexLock lock(mutex_);
-          records_[key] = record;
+          if (!keep_first || !records_.contains(key)) records_[key] = record;
         }
         (void)to->Send(answer, {}, {}, nullptr);
         if (!durable) return;

@@ -42,6 +42,7 @@ class ScriptedNode final : public FrameSink {
   std::atomic<bool> flip_a_bit{false};  // Of each record served.
   std::atomic<bool> busy{false};        // Refuses puts and gets.
   std::atomic<bool> never_durable{false};
+  std::atomic<bool> keep_first{false};  // As real nodes do: what is there stays.
 
   // What it saw.
   std::atomic<uint16_t> last_flags{0};
@@ -49,6 +50,7 @@ class ScriptedNode final : public FrameSink {
   size_t size() const;
   bool Has(const BlockKey& key) const;
   void Forget();
+  void Forget(const BlockKey& key);
   void HangUpAll();    // Loses every endpoint.
   void AnswerMuted();  // Sends what mute_gets kept back.
 

@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "client/cpp/pieces.h"
 #include "client/python/src/core_client.h"
 
 namespace tiercel::python {
@@ -193,9 +194,6 @@ std::unique_ptr<Keep> NewMany(const std::vector<Chain>& chains, const KvLayout& 
 
 void AddBytes(Keep& keep, CoreClient::Kind kind, MutableByteSpan bytes) {
   if (bytes.empty()) throw nb::value_error("a value has at least one byte");
-  if (bytes.size() > (uint64_t{16} << 20)) {
-    if (kind == CoreClient::Kind::kPut) throw nb::value_error("a value has at most 16 MiB");
-  }
   if (kind == CoreClient::Kind::kGet) {
     GetSlot slot;
     slot.dst = bytes;
@@ -328,7 +326,8 @@ void BindLayout(nb::module_& m) {
       .def(
           "__init__",
           [](Chain* self, const nb::bytes& scope, const std::string& name_space, uint32_t part,
-             const std::string& lineage, bool allow_short_hashes) {
+             const std::string& lineage, bool allow_short_hashes,
+             const std::optional<KvLayout>& layout, uint64_t value_bytes) {
             Chain::Options options;
             options.name_space = name_space;
             options.scope = ScopeOf(scope);
@@ -337,10 +336,12 @@ void BindLayout(nb::module_& m) {
             if (!quality) throw nb::value_error(("no quality class '" + lineage + "'").c_str());
             options.lineage = *quality;
             options.allow_short_hashes = allow_short_hashes;
+            options.pieces = PiecesOf(layout ? *layout : KvLayout::Opaque(), value_bytes).count;
             new (self) Chain(std::move(options));
           },
           nb::arg("scope"), nb::kw_only(), nb::arg("name_space") = "default", nb::arg("part") = 0,
-          nb::arg("lineage") = "exact", nb::arg("allow_short_hashes") = false)
+          nb::arg("lineage") = "exact", nb::arg("allow_short_hashes") = false,
+          nb::arg("layout") = nb::none(), nb::arg("value_bytes") = 0)
       .def(
           "append",
           [](Chain& self, const nb::bytes& hash) {

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "client/cpp/pieces.h"
 #include "client/python/src/core_client.h"
 
 namespace tiercel::python {
@@ -136,7 +137,6 @@ nb::object GetValue(CoreClient& self, const Chain& chain, double deadline_s) {
   keep->chains.push_back(chain);
   Ask ask;
   ask.deadline_s = deadline_s;
-  ask.hold = hold;
   keep->options = OptionsOf(ask);
   GetSlot slot;
   slot.dst = {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(value)), static_cast<size_t>(room)};

@@ -152,7 +152,7 @@ class AsyncClient:
         found = (await self.lookup(self._open().key_chain(key, scope), deadline_s))[0]
         if not found.ok:
             return None
-        room = bytearray(found.record_bytes)  # A record is never smaller than opaque bytes in it.
+        room = bytearray(min(found.record_bytes, 1 << 24))  # A record is never smaller than opaque bytes in it.
         result = (await self.batch_get_into([key], [room], scope, deadline_s=deadline_s))[0]
         return bytes(memoryview(room)[: result.bytes]) if result.ok else None
 
@@ -162,9 +162,14 @@ class AsyncClient:
         return _written((await self.batch_get_into([key], [buffer], scope, **options))[0])
 
     async def exists(
-        self, key: Key, scope: bytes | None = None, deadline_s: float | None = None
+        self,
+        key: Key,
+        scope: bytes | None = None,
+        deadline_s: float | None = None,
+        value_bytes: int = 0,
     ) -> bool:
-        return await self.match_prefix(self._open().key_chain(key, scope), deadline_s) == 1
+        chain = self._open().key_chain(key, scope, value_bytes)
+        return await self.match_prefix(chain, deadline_s) == 1
 
     async def batch_exists(
         self, keys: Sequence[Key], scope: bytes | None = None, deadline_s: float | None = None

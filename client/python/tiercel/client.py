@@ -9,7 +9,7 @@ from . import _core, keys
 from ._core import BlockResult, Chain, ClosedError, Completion, KvLayout, PagedKv
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _OPAQUE = KvLayout.opaque()
 _BYTE_SCOPE = keys.byte_scope()
 _EXISTS_AT_ONCE = 256
+_PIECE_BYTES = 16 << 20
 
 
 class Client:
@@ -162,7 +163,9 @@ class Client:
         opts = self._fill(options)
         return self._core.put_pages(chain, first, layout, paged, page_table, **opts).blocks
 
-    # Bytes by key: 1 byte to 16 MiB. A key is text or bytes; a value never changes once stored.
+    # Bytes by key. A key is text or bytes; a value never changes once stored. One over 16 MiB travels in
+    # pieces and is there whole or not at all; whoever asks for it must know its size: a buffer of exactly
+    # that size, value_bytes elsewhere. The values of one batch have one number of pieces.
 
     def put(
         self, key: Key, data: Memory, scope: bytes | None = None, **options: Unpack[BytesOptions]
@@ -173,7 +176,7 @@ class Client:
     def get(
         self, key: Key, scope: bytes | None = None, deadline_s: float | None = None
     ) -> bytes | None:
-        """The value, or None."""
+        """The value of at most 16 MiB, or None."""
         chain = self.key_chain(key, scope)
         return self._core.get_value(chain, deadline_s=self._deadline(deadline_s))[1]
 
@@ -184,9 +187,13 @@ class Client:
         return _written(self.batch_get_into([key], [buffer], scope, **options)[0])
 
     def exists(
-        self, key: Key, scope: bytes | None = None, deadline_s: float | None = None
+        self,
+        key: Key,
+        scope: bytes | None = None,
+        deadline_s: float | None = None,
+        value_bytes: int = 0,
     ) -> bool:
-        return self.match_prefix(self.key_chain(key, scope), deadline_s) == 1
+        return self.match_prefix(self.key_chain(key, scope, value_bytes), deadline_s) == 1
 
     def batch_exists(
         self, keys: Sequence[Key], scope: bytes | None = None, deadline_s: float | None = None
@@ -209,7 +216,7 @@ class Client:
         **options: Unpack[BytesOptions],
     ) -> list[BlockResult]:
         opts = self._fill(options)
-        return self._core.put_buffers(self._chains(keys, scope), datas, _OPAQUE, **opts).blocks
+        return self._core.put_buffers(self._chains(keys, scope, _sizes(datas)), datas, _OPAQUE, **opts).blocks
 
     def batch_get_into(
         self,
@@ -220,7 +227,7 @@ class Client:
     ) -> list[BlockResult]:
         """One BlockResult a key; bytes says how much of the buffer was written."""
         opts = self._fill(options)
-        return self._core.get_buffers(self._chains(keys, scope), buffers, _OPAQUE, **opts).blocks
+        return self._core.get_buffers(self._chains(keys, scope, _sizes(buffers)), buffers, _OPAQUE, **opts).blocks
 
     def batch_put_ptrs(
         self,
@@ -232,7 +239,7 @@ class Client:
     ) -> list[BlockResult]:
         """As batch_put, of memory at addresses: int64 [n] each, read where they are."""
         opts = self._fill(options)
-        return self._core.put_ptrs(self._chains(keys, scope), ptrs, sizes, _OPAQUE, **opts).blocks
+        return self._core.put_ptrs(self._chains(keys, scope, sizes), ptrs, sizes, _OPAQUE, **opts).blocks
 
     def batch_get_into_ptrs(
         self,
@@ -243,7 +250,7 @@ class Client:
         **options: Unpack[BytesOptions],
     ) -> list[BlockResult]:
         opts = self._fill(options)
-        return self._core.get_ptrs(self._chains(keys, scope), ptrs, sizes, _OPAQUE, **opts).blocks
+        return self._core.get_ptrs(self._chains(keys, scope, sizes), ptrs, sizes, _OPAQUE, **opts).blocks
 
     # Without waiting. A ticket of 0: the queue is full and nothing was submitted. Buffers and the
     # memory behind addresses are the library's until the completion says released.
@@ -321,7 +328,7 @@ class Client:
         **options: Unpack[BytesOptions],
     ) -> int:
         opts = self._fill(options)
-        return self._core.submit_put_buffers(self._chains(keys, scope), datas, _OPAQUE, **opts)
+        return self._core.submit_put_buffers(self._chains(keys, scope, _sizes(datas)), datas, _OPAQUE, **opts)
 
     def submit_batch_get_into(
         self,
@@ -331,7 +338,7 @@ class Client:
         **options: Unpack[BytesOptions],
     ) -> int:
         opts = self._fill(options)
-        return self._core.submit_get_buffers(self._chains(keys, scope), buffers, _OPAQUE, **opts)
+        return self._core.submit_get_buffers(self._chains(keys, scope, _sizes(buffers)), buffers, _OPAQUE, **opts)
 
     def submit_batch_put_ptrs(
         self,
@@ -342,7 +349,7 @@ class Client:
         **options: Unpack[BytesOptions],
     ) -> int:
         opts = self._fill(options)
-        return self._core.submit_put_ptrs(self._chains(keys, scope), ptrs, sizes, _OPAQUE, **opts)
+        return self._core.submit_put_ptrs(self._chains(keys, scope, sizes), ptrs, sizes, _OPAQUE, **opts)
 
     def submit_batch_get_into_ptrs(
         self,
@@ -353,7 +360,7 @@ class Client:
         **options: Unpack[BytesOptions],
     ) -> int:
         opts = self._fill(options)
-        return self._core.submit_get_ptrs(self._chains(keys, scope), ptrs, sizes, _OPAQUE, **opts)
+        return self._core.submit_get_ptrs(self._chains(keys, scope, sizes), ptrs, sizes, _OPAQUE, **opts)
 
     def poll(self, max: int = 64) -> list[Completion]:
         """Completions that are ready; never blocks."""
@@ -394,20 +401,41 @@ class Client:
     def set_view(self, json: str) -> None:
         self._core.set_view(json)
 
-    def key_chain(self, key: Key, scope: bytes | None = None) -> Chain:
-        """The chain of one block that a byte-store key stands for."""
-        chain = Chain(scope or _BYTE_SCOPE, name_space=self.name_space)
+    def key_chain(self, key: Key, scope: bytes | None = None, value_bytes: int = 0) -> Chain:
+        """The chain of one block that a byte-store key stands for; value_bytes counts over 16 MiB."""
+        chain = Chain(scope or _BYTE_SCOPE, name_space=self.name_space, value_bytes=value_bytes)
         chain.append(keys.byte_hash(key))
         return chain
 
-    def _chains(self, names: Sequence[Key], scope: bytes | None) -> list[Chain]:
-        return [self.key_chain(name, scope) for name in names]
+    def _chains(
+        self, names: Sequence[Key], scope: bytes | None, sizes: Iterable[int] = ()
+    ) -> list[Chain]:
+        """Of values of these sizes, which count only over 16 MiB."""
+        sizes = list(sizes)
+        if len(sizes) != len(names):  # Refused where lengths are checked.
+            sizes = [0] * len(names)
+        if len({max(1, -(-int(size) // _PIECE_BYTES)) for size in sizes}) > 1:
+            raise ValueError("the values of one batch have different numbers of pieces of 16 MiB")
+        return [self.key_chain(n, scope, int(size)) for n, size in zip(names, sizes)]
 
     def _deadline(self, deadline_s: float | None) -> float:
         return self.deadline_s if deadline_s is None else deadline_s
 
     def _fill(self, options: Any) -> dict[str, Any]:
         return {**options, "deadline_s": self._deadline(options.get("deadline_s"))}
+
+
+def _sizes(things: Sequence[Memory]) -> list[int]:
+    """Their bytes; 0 of what does not say, and of what is no memory, which is refused later."""
+
+    def size(thing: Memory) -> int:
+        try:
+            return memoryview(cast("bytes", thing)).nbytes
+        except (TypeError, ValueError, BufferError):
+            said = getattr(thing, "nbytes", 0)
+            return said if isinstance(said, int) else 0
+
+    return [size(thing) for thing in things]
 
 
 def _written(result: BlockResult) -> int:

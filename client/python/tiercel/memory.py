@@ -149,7 +149,7 @@ class MemoryBackend:
             return layout.k_plane_bytes, layout.v_plane_bytes
         return layout.k_plane_bytes + layout.v_plane_bytes, 0
 
-    def key_chain(self, key: Key, scope: bytes | None = None) -> Chain:
+    def key_chain(self, key: Key, scope: bytes | None = None, value_bytes: int = 0) -> Chain:
         chain = Chain(scope or _BYTE_SCOPE, name_space=self.name_space)
         chain.append(keys.byte_hash(key))
         return chain
@@ -208,7 +208,11 @@ class MemoryBackend:
         return out
 
     def exists(
-        self, key: Key, scope: bytes | None = None, deadline_s: float | None = None
+        self,
+        key: Key,
+        scope: bytes | None = None,
+        deadline_s: float | None = None,
+        value_bytes: int = 0,
     ) -> bool:
         return self.match_prefix(self.key_chain(key, scope)) == 1
 

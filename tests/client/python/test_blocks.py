@@ -33,6 +33,19 @@ def test_blocks_come_back_as_they_were(way, blocks):
     assert into == out
 
 
+def test_blocks_over_sixteen_mebibytes(client):
+    lay = tiercel.KvLayout(layers=12, kv_heads=16, head_dim=128, tokens_per_block=256, dtype="bf16")
+    assert lay.block_bytes > 16 << 20
+    ch = tiercel.Chain(os.urandom(16), layout=lay)
+    ch.append(os.urandom(32))
+    out, into = Cache(lay, 1, fill=3), Cache(lay, 1)
+    put = client.put_blocks(ch, 0, 1, lay, out.k_ptrs, out.v_ptrs, deadline_s=20)
+    assert [r.status for r in put] == ["OK"] and put[0].bytes == lay.block_bytes
+    assert client.match_prefix(ch) == 1
+    got = client.get_blocks(ch, 0, 1, lay, into.k_ptrs, into.v_ptrs, deadline_s=20)
+    assert [r.status for r in got] == ["OK"] and into == out
+
+
 def test_a_part_of_a_chain_and_some_layers(client):
     lay = layout()
     ch = chain(lay, 8)

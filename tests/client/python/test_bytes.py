@@ -23,6 +23,21 @@ def test_sizes(client, key, size):
     assert client.get(key, deadline_s=10) == data
 
 
+def test_a_value_over_sixteen_mebibytes_is_there_whole(client, key):
+    data = os.urandom((40 << 20) + 5)
+    assert not client.exists(key, value_bytes=len(data))
+    assert client.put(key, data, deadline_s=20).ok
+    assert client.exists(key, value_bytes=len(data))
+    into = bytearray(len(data))
+    assert client.get_into(key, into, deadline_s=20) == len(data)
+    assert into == data
+    # Its first piece is not a value, and another size is another value.
+    assert client.get(key) is None and not client.exists(key)
+    assert client.get_into(key, bytearray(20 << 20), deadline_s=20) == -1
+    with pytest.raises(ValueError, match="numbers of pieces"):
+        client.batch_put([key + b"1", key + b"2"], [data, b"small"])
+
+
 def test_keys_are_text_or_bytes_of_any_length(client):
     for name in ("text", "über", b"b", os.urandom(100), os.urandom(16).hex()):
         unique = name + (os.urandom(4).hex() if isinstance(name, str) else os.urandom(4))
