@@ -64,14 +64,17 @@ class Server:
             self.process = subprocess.Popen([str(a) for a in args], stdout=log, stderr=log)
         until = time.monotonic() + wait
         while time.monotonic() < until:
-            ready = re.search(r"node\.ready .*grpc=(\S+) http=(\S+)", self.log.read_text())
+            ready = re.search(r"node\.ready .*grpc=(\S+) http=(\S+)", self.logged())
             if ready:
                 self.grpc, self.http = ready.groups()
                 return self
             if self.process.poll() is not None:
                 break
             time.sleep(0.005)
-        raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")
+        raise RuntimeError(f"the server did not start:\n{self.logged()}")
+
+    def logged(self):
+        return self.log.read_text(errors="replace")
 
     def kill(self):
         self.process.kill()
