@@ -39,6 +39,10 @@ function(tiercel_test name)
     set(T_TIMEOUT 120)
   endif()
   add_test(NAME ${name} COMMAND ${name})
+  if(NOT TARGET unit_tests)
+    add_custom_target(unit_tests)  # All that ctest runs, and no programs.
+  endif()
+  add_dependencies(unit_tests ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${T_LABELS}" TIMEOUT ${T_TIMEOUT})
 endfunction()
 
