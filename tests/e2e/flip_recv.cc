@@ -1,5 +1,5 @@
-// A preloaded library that damages what a process receives: about once in FLIP_EVERY large reads from a TCP
-// socket it flips one random bit of the bytes read. Tests only.
+// A preloaded library that damages what a process receives: about once in FLIP_EVERY large reads
+// from a TCP socket it flips one random bit of the bytes read. Tests only.
 //
 //   FLIP_EVERY=N   on average one flip in N reads of at least FLIP_MIN bytes; unset: none
 //   FLIP_MIN=BYTES default 4096
@@ -85,7 +85,8 @@ ssize_t recv(int fd, void* out, size_t size, int flags) {
 }
 
 ssize_t recvfrom(int fd, void* out, size_t size, int flags, sockaddr* from, socklen_t* from_size) {
-  static auto* const next = Next<ssize_t(int, void*, size_t, int, sockaddr*, socklen_t*)>("recvfrom");
+  static auto* const next =
+      Next<ssize_t(int, void*, size_t, int, sockaddr*, socklen_t*)>("recvfrom");
   const ssize_t got = next(fd, out, size, flags, from, from_size);
   const iovec part{out, size};
   if ((flags & MSG_PEEK) == 0) MayFlip(fd, &part, 1, got);
@@ -95,7 +96,8 @@ ssize_t recvfrom(int fd, void* out, size_t size, int flags, sockaddr* from, sock
 ssize_t recvmsg(int fd, msghdr* message, int flags) {
   static auto* const next = Next<ssize_t(int, msghdr*, int)>("recvmsg");
   const ssize_t got = next(fd, message, flags);
-  if ((flags & (MSG_PEEK | MSG_ERRQUEUE)) == 0) MayFlip(fd, message->msg_iov, message->msg_iovlen, got);
+  if ((flags & (MSG_PEEK | MSG_ERRQUEUE)) == 0)
+    MayFlip(fd, message->msg_iov, message->msg_iovlen, got);
   return got;
 }
 

@@ -1,8 +1,9 @@
 // Bits flipped in the host arena of a live node, by its admin call Corrupt (fault_injection: true).
 //
 //   tiercel-e2e-flips ENDPOINT SEED COUNT BYTES WAY
-//       stores COUNT blocks one by one, fetches each, flips one random bit of its record, fetches it again;
-//       WAY: memfd, memfd-in-place, ucx or grpc. Prints one line as tiercel-e2e-load check does.
+//       stores COUNT blocks one by one, fetches each, flips one random bit of its record, fetches
+//       it again; WAY: memfd, memfd-in-place, ucx or grpc. Prints one line as tiercel-e2e-load
+//       check does.
 //
 // Exits 0 when it could do its work; what it means is the caller's to judge.
 #include <fmt/format.h>
@@ -35,22 +36,26 @@ Result<Client::Options> OptionsOf(const std::string& endpoint, const std::string
   } else if (way == "grpc") {
     options.transports = {TransportKind::kGrpc};
   } else {
-    return Fail(Code::kInvalidArgument, fmt::format("'{}' is not memfd, memfd-in-place, ucx or grpc", way));
+    return Fail(Code::kInvalidArgument,
+                fmt::format("'{}' is not memfd, memfd-in-place, ucx or grpc", way));
   }
   return options;
 }
 
-// True when the held record passes its checks and decodes to the bytes that were stored: the flip must not allow it.
+// True when the held record passes its checks and decodes to the bytes that were stored: the flip
+// must not allow it.
 bool Good(ByteSpan bytes, MutableByteSpan out) {
   const auto record = ParseRecord(bytes);
   if (!record) return false;
   return VerifyRecord(*record) && DecodeRecord(*record, KvLayout::Opaque(), out);
 }
 
-Result<int> Host(const std::string& endpoint, uint64_t seed, uint64_t count, size_t bytes, const std::string& way) {
+Result<int> Host(const std::string& endpoint, uint64_t seed, uint64_t count, size_t bytes,
+                 const std::string& way) {
   TIERCEL_ASSIGN(const Client::Options options, OptionsOf(endpoint, way));
   TIERCEL_ASSIGN(auto client, Client::Connect(options));
-  const auto admin = v1::TiercelAdmin::NewStub(grpc::CreateChannel(endpoint, grpc::InsecureChannelCredentials()));
+  const auto admin =
+      v1::TiercelAdmin::NewStub(grpc::CreateChannel(endpoint, grpc::InsecureChannelCredentials()));
   ScopeFields fields;
   fields.model = "flips-" + way;
   Chain::Options chain_options;
@@ -84,7 +89,8 @@ Result<int> Host(const std::string& endpoint, uint64_t seed, uint64_t count, siz
     {  // Whole before the flip: what comes after is the flip's doing.
       TIERCEL_ASSIGN(const Completion before, fetch());
       const bool in_place = way == "memfd-in-place";
-      if (before.blocks[0].status != Code::kOk || (in_place && !Good(before.held[0]->record(), got)) || got != raw) {
+      if (before.blocks[0].status != Code::kOk ||
+          (in_place && !Good(before.held[0]->record(), got)) || got != raw) {
         return Fail(Code::kDataLoss, "a block was not served before its flip");
       }
     }
@@ -112,7 +118,8 @@ Result<int> Host(const std::string& endpoint, uint64_t seed, uint64_t count, siz
     }
   }
   for (const auto& [reason, n] : why) fmt::print("missed {} {}\n", reason, n);
-  fmt::print("asked {} served {} missed {} wrong {} reasons {} late 0\n", count, served, count - served, wrong, reasons);
+  fmt::print("asked {} served {} missed {} wrong {} reasons {} late 0\n", count, served,
+             count - served, wrong, reasons);
   return 0;
 }
 
