@@ -586,7 +586,17 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
     FinishPut(id, OkStatus());
     return;
   }
+  Put& waiting = *put;
   puts_.emplace(id, std::move(put));
+  // In pieces: each is checked as it is copied, too.
+  auto copier = std::make_shared<RecordCopier>(room);
+  const bool in_pieces = payload.ReceivePieces(
+      [copier](ByteSpan piece) { copier->Add(piece); },
+      [this, id, copier, &waiting](Status received) {
+        if (received) waiting.checked = copier->Finish();
+        FinishPut(id, std::move(received));
+      });
+  if (in_pieces) return;
   payload.Receive(room, [this, id](Status received) { FinishPut(id, std::move(received)); });
 }
 

@@ -147,6 +147,29 @@ Result<uint64_t> DecodedBytes(const RecordView& record, uint16_t layer_begin = 0
 // behind it stays. Reads every source byte of a segment once.
 Status CopyRecordVerified(ByteSpan src_record, MutableByteSpan dst);
 
+// CopyRecordVerified for a record that arrives in consecutive pieces of any sizes.
+class RecordCopier {
+ public:
+  // dst is where the record goes and exactly as long; it must stay until the last Add.
+  explicit RecordCopier(MutableByteSpan dst) : dst_(dst) {}
+  void Add(ByteSpan piece);
+  // What CopyRecordVerified would say; kDataLoss, too, where pieces are missing or too many came.
+  Status Finish() const;
+
+ private:
+  void Fail(Error why) { status_ = tl::unexpected<Error>(std::move(why)); }
+  size_t AddHead(ByteSpan piece);
+  size_t AddBody(ByteSpan piece);
+
+  const MutableByteSpan dst_;
+  size_t at_ = 0;
+  size_t head_bytes_ = 0;  // Zero until the header is here.
+  Result<RecordView> record_ = tl::unexpected<Error>(Error{});  // Once the head is here.
+  uint32_t segment_ = 0;   // The one that at_ is in or before.
+  uint32_t crc_ = 0;       // Of its bytes that are here.
+  Status status_;
+};
+
 // A record of just some layers is a new head and one range of the old body.
 struct ExtractPlan {
   uint64_t head_bytes = 0;

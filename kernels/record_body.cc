@@ -435,4 +435,73 @@ Status CopyRecordVerified(ByteSpan src_record, MutableByteSpan dst) {
   return OkStatus();
 }
 
+void RecordCopier::Add(ByteSpan piece) {
+  if (piece.size() > dst_.size() - at_) {
+    Fail({Code::kDataLoss, fmt::format("record: more than its {} bytes came", dst_.size())});
+  }
+  while (!piece.empty() && status_) {
+    const size_t used = record_ ? AddBody(piece) : AddHead(piece);
+    at_ += used;
+    piece = piece.subspan(used);
+  }
+  // Segments of no bytes end where the one before does.
+  while (status_ && record_ && segment_ < record_->n_segments && at_ == dst_.size() &&
+         record_->segment(segment_).bytes == 0) {
+    AddBody({});
+  }
+}
+
+size_t RecordCopier::AddHead(ByteSpan piece) {
+  const size_t end = head_bytes_ > 0 ? head_bytes_ : std::min<size_t>(kRecordHeaderBytes, dst_.size());
+  const size_t used = std::min(piece.size(), end - at_);
+  std::memcpy(dst_.data() + at_, piece.data(), used);
+  if (at_ + used < end) return used;
+  if (head_bytes_ == 0) {
+    if (dst_.size() < kRecordHeaderBytes) {
+      Fail({Code::kDataLoss, fmt::format("record: {} bytes cannot hold the header", dst_.size())});
+      return used;
+    }
+    head_bytes_ = Align(uint64_t{LoadLe<uint16_t>(dst_.data() + kHeaderSize)} +
+                        uint64_t{LoadLe<uint16_t>(dst_.data() + kSegments)} * kRecordEntryBytes);
+    head_bytes_ = std::clamp<size_t>(head_bytes_, kRecordHeaderBytes, dst_.size());
+    if (head_bytes_ > at_ + used) return used;
+  }
+  record_ = ParseRecordHead(dst_.first(head_bytes_));
+  if (!record_) {
+    Fail(record_.error());
+  } else if (record_->record_bytes != dst_.size()) {
+    Fail({Code::kDataLoss, fmt::format("record: record_bytes is {}, {} bytes are here",
+                                       record_->record_bytes, dst_.size())});
+  }
+  return used;
+}
+
+size_t RecordCopier::AddBody(ByteSpan piece) {
+  // Behind the last segment and between two there is padding, which is written and not read.
+  const bool inside = segment_ < record_->n_segments;
+  const SegmentInfo segment = inside ? record_->segment(segment_) : SegmentInfo{};
+  const uint64_t begin = inside ? segment.offset : dst_.size();
+  if (at_ < begin) {
+    const size_t used = std::min<uint64_t>(piece.size(), begin - at_);
+    std::memset(dst_.data() + at_, 0, used);
+    return used;
+  }
+  const uint64_t end = begin + segment.bytes;
+  const size_t used = std::min<uint64_t>(piece.size(), end - at_);
+  crc_ = CopyCrc32c(dst_.data() + at_, piece.first(used), crc_);
+  if (at_ + used == end) {
+    const Status good = crc_ == segment.crc32c ? OkStatus() : Status(CrcMismatch(segment, crc_));
+    if (!good) status_ = good;
+    crc_ = 0;
+    ++segment_;
+  }
+  return used;
+}
+
+Status RecordCopier::Finish() const {
+  if (!status_) return status_;
+  if (at_ == dst_.size() && record_ && segment_ == record_->n_segments) return OkStatus();
+  return tiercel::Fail(Code::kDataLoss, fmt::format("record: {} of {} bytes came", at_, dst_.size()));
+}
+
 }  // namespace tiercel

@@ -4,21 +4,19 @@
 #include <ucp/api/ucp.h>
 
 #include <algorithm>
-#include <deque>
-#include <list>
-#include <map>
-#include <unordered_map>
 
 #include "base/check.h"
 #include "base/log.h"
-#include "transport/link.h"
+#include "transport/ucx_state.h"
 
 namespace tiercel {
 namespace {
 
-constexpr unsigned kAmId = 16;  // Ours: one id, the frame header says the rest.
+constexpr unsigned kAmId = 16;      // A frame: its header says the rest.
+constexpr unsigned kAmMoreId = 17;  // More of the frame before: ucx_pieces.h.
 constexpr Nanos kSweepEvery = 20 * kMillisecond;
 constexpr Nanos kCloseTimeout = 2 * kSecond;
+constexpr const char* kSegment = "256K";  // Of UCX/TCP's buffers: a piece and its headers fit.
 
 Error UcxError(const char* what, ucs_status_t status) {
   return Error{Code::kUnavailable, fmt::format("ucx: {}: {}", what, ucs_status_string(status))};
@@ -27,144 +25,16 @@ tl::unexpected<Error> UcxFail(const char* what, ucs_status_t status) {
   return tl::unexpected<Error>(UcxError(what, status));
 }
 
-class UcxTransport;
-
-class UcxLink final : public Link {
- public:
-  UcxLink(UcxTransport& owner, uint64_t session_id, const Transport::Limits& limits)
-      : Link(TransportKind::kUcx, session_id, limits), owner_(&owner) {}
-
-  std::string Describe() const override;
-  Status Send(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) override;
-  void Close(CloseMode mode) override;
-
- private:
-  friend class UcxTransport;
-  friend class UcxIncoming;
-  struct SendOp {
-    std::shared_ptr<UcxLink> link;
-    Done done;
-    uint64_t bytes = 0;
-    Nanos since = 0;
-    std::vector<std::byte> head;  // Header and meta; UCX reads it until the send has completed.
-    std::list<SendOp>::iterator at;
-  };
-  struct ReceiveOp {
-    std::shared_ptr<UcxLink> link;
-    Done done;
-  };
-
-  Status Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done);
-  bool idle() const { return sends_.empty() && receives_ == 0; }
-
-  UcxTransport* owner_;  // Null once the transport let go.
-  ucp_ep_h ep_ = nullptr;
-  ucp_ep_h reply_ep_ = nullptr;  // As which the peer's frames come; bound by the first.
-  ucs_status_ptr_t closing_ = nullptr;
-  Nanos close_since_ = 0;
-  bool flushing_ = false;
-  bool close_forced_ = false;
-  bool ready_ = false;
-  bool lost_ = false;  // In the transport's lost list.
-  ucs_status_t lost_status_ = UCS_OK;
-  std::list<SendOp> sends_;  // Oldest first.
-  size_t receives_ = 0;
-};
-
-class UcxTransport final : public Transport {
- public:
-  UcxTransport(const UcxOptions& options, FrameSink& sink, const Clock& clock)
-      : options_(options),
-        sink_(sink),
-        clock_(clock),
-        limits_(options.limits),
-        admissions_(options.limits.max_endpoints) {}
-  ~UcxTransport() override;
-  Status Open();
-
-  TransportKind kind() const override { return TransportKind::kUcx; }
-  std::string LocalAddress() const override { return address_; }
-  Status Admit(uint64_t session_id, std::string_view peer_address, uint32_t name_space) override {
-    if (peer_address.empty()) return Fail(Code::kInvalidArgument, "ucx: the client's address is empty");
-    return admissions_.Admit(session_id, peer_address, name_space);
-  }
-  void Revoke(uint64_t session_id) override { admissions_.Revoke(session_id); }
-  Result<std::unique_ptr<Endpoint>> Connect(uint64_t session_id, std::string_view address) override;
-  Status AddMemory(const MemoryRegion& region) override;
-  void RemoveMemory(uint32_t region_id) override;
-  size_t Poll() override;
-  int event_fd() const override { return event_fd_; }
-  bool Arm() override;
-  Counters counters() const override { return counters_; }
-
- private:
-  friend class UcxLink;
-  friend class UcxIncoming;
-  struct Deferred {  // A frame that came while Close was progressing the worker.
-    std::vector<std::byte> head;
-    std::vector<std::byte> payload;
-    void* rendezvous = nullptr;
-    size_t bytes = 0;
-    ucp_ep_h reply_ep = nullptr;
-  };
-  struct Region {
-    MemoryRegion region;
-    ucp_mem_h handle = nullptr;
-  };
-
-  static ucs_status_t OnMessage(void* arg, const void* header, size_t header_bytes, void* data,
-                                size_t bytes, const ucp_am_recv_param_t* param);
-  static void OnSent(void* request, ucs_status_t status, void* user);
-  static void OnReceived(void* request, ucs_status_t status, size_t bytes, void* user);
-  static void OnError(void* arg, ucp_ep_h ep, ucs_status_t status);
-
-  Result<std::shared_ptr<UcxLink>> MakeLink(uint64_t session_id, std::string_view peer_address);
-  std::shared_ptr<UcxLink> FindLink(ucp_ep_h reply_ep, const FrameHeader& header);
-  std::shared_ptr<UcxLink> Accept(ucp_ep_h reply_ep, const FrameHeader& header);
-  // True when the descriptor of a rendezvous was used up.
-  bool Dispatch(ByteSpan head, const void* data, void* rendezvous, size_t bytes, ucp_ep_h reply_ep);
-  void Reject(ucp_ep_h reply_ep, const std::string& why);
-  void MarkReady(UcxLink& link);
-  void MarkLost(UcxLink& link, ucs_status_t status);
-  void Lose(const std::shared_ptr<UcxLink>& link, Error why);
-  void StartClose(UcxLink& link, bool force);
-  size_t Progress();
-  size_t RunReady();
-  size_t RunClosing();
-  void Sweep(Nanos now);
-  ucp_mem_h FindMemory(const std::byte* at, size_t bytes) const;
-
-  const UcxOptions options_;
-  FrameSink& sink_;
-  const Clock& clock_;
-  const Limits limits_;
-  Admissions admissions_;
-  Counters counters_;
-  ucp_context_h context_ = nullptr;
-  ucp_worker_h worker_ = nullptr;
-  int event_fd_ = -1;
-  std::string address_;
-  size_t max_head_bytes_ = 0;
-  bool progressing_ = false;  // Inside ucp_worker_progress.
-  bool quiet_ = false;        // Frames wait for the next Poll.
-  Nanos next_sweep_ = 0;
-  std::vector<std::shared_ptr<UcxLink>> links_;    // All whose endpoint is not gone from UCX.
-  std::unordered_map<ucp_ep_h, std::shared_ptr<UcxLink>> by_reply_ep_;
-  std::vector<std::shared_ptr<UcxLink>> ready_;    // With completions to run.
-  std::vector<std::shared_ptr<UcxLink>> lost_;     // For OnClosed.
-  std::vector<std::shared_ptr<UcxLink>> closing_;
-  std::list<UcxLink::SendOp> free_sends_;
-  std::deque<Deferred> deferred_;
-  std::map<const std::byte*, Region> regions_;     // By base.
-};
+}  // namespace
 
 class UcxIncoming final : public Incoming {
  public:
   UcxIncoming(UcxTransport& owner, std::shared_ptr<UcxLink> link, const void* data, void* rendezvous,
-              size_t bytes)
-      : owner_(owner), link_(std::move(link)), rendezvous_(rendezvous) {
+              size_t here, size_t bytes)
+      : owner_(owner), link_(std::move(link)), rendezvous_(rendezvous),
+        first_(static_cast<const std::byte*>(data), here) {
     size_ = bytes;
-    data_ = static_cast<const std::byte*>(data);
+    if (here == bytes) data_ = first_.data();
   }
 
   void Receive(MutableByteSpan dst, Done done) override {
@@ -172,9 +42,17 @@ class UcxIncoming final : public Incoming {
       done(Fail(Code::kInvalidArgument, fmt::format("receive: {} bytes into {}", size_, dst.size())));
       return;
     }
-    if (rendezvous_ == nullptr) {
+    if (rendezvous_ == nullptr && first_.size() == size_) {
       if (size_ > 0) std::memcpy(dst.data(), data_, size_);
       done(OkStatus());
+      return;
+    }
+    if (rendezvous_ == nullptr) {
+      const auto copy = [to = dst.data()](ByteSpan piece) mutable {
+        std::memcpy(to, piece.data(), piece.size());
+        to += piece.size();
+      };
+      TIERCEL_CHECK(ReceivePieces(copy, std::move(done)));
       return;
     }
     TIERCEL_CHECK(!used_);
@@ -195,12 +73,23 @@ class UcxIncoming final : public Incoming {
     if (UCS_PTR_IS_ERR(request)) UcxTransport::OnReceived(nullptr, UCS_PTR_STATUS(request), 0, op);
   }
 
+  bool ReceivePieces(PieceFn each, Done done) override {
+    if (rendezvous_ != nullptr || first_.size() == size_) return false;
+    TIERCEL_CHECK(!used_);
+    used_ = true;
+    each(first_);
+    ++link_->receives_;
+    link_->arriving_.Want(std::move(each), std::move(done));
+    return true;
+  }
+
   bool used() const { return used_; }
 
  private:
   UcxTransport& owner_;
   const std::shared_ptr<UcxLink> link_;
   void* const rendezvous_;
+  const ByteSpan first_;  // What is here: all of it, its first piece, or of a rendezvous nothing.
   bool used_ = false;
 };
 
@@ -228,7 +117,9 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
   FrameHeader stamped = header;
   stamped.session_id = session_id_;
   stamped.payload_bytes = payload.size();
-  op.head.resize(kFrameHeaderBytes + meta.size());
+  const size_t head_bytes = kFrameHeaderBytes + meta.size();
+  const size_t pieces = PiecesOf(payload.size(), owner_->piece_bytes_);
+  op.head.resize(head_bytes + (pieces - 1) * kPieceHeaderBytes);
   EncodeFrameHeader(stamped, op.head.data());
   if (!meta.empty()) std::memcpy(op.head.data() + kFrameHeaderBytes, meta.data(), meta.size());
   Began(payload.size());
@@ -243,21 +134,37 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
     param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
     param.memh = memory;
   }
-  ucs_status_ptr_t request = ucp_am_send_nbx(ep_, kAmId, op.head.data(), op.head.size(),
-                                             payload.data(), payload.size(), &param);
-  if (UCS_PTR_IS_ERR(request)) {
-    const ucs_status_t status = UCS_PTR_STATUS(request);
+  if (pieces > 1) param.flags |= UCP_AM_SEND_FLAG_EAGER;
+  op.pending = 1;
+  op.status = UCS_OK;
+  std::byte* head = op.head.data();
+  const size_t step = PieceStep(payload.size(), pieces);
+  for (size_t i = 0, at = 0; i < pieces; ++i) {
+    const ByteSpan piece = payload.subspan(at, std::min(payload.size() - at, step));
+    if (i > 0) StoreLe(head, uint64_t{at});
+    const size_t bytes = i == 0 ? head_bytes : kPieceHeaderBytes;
+    ucs_status_ptr_t request =
+        ucp_am_send_nbx(ep_, i == 0 ? kAmId : kAmMoreId, head, bytes, piece.data(), piece.size(), &param);
+    head += bytes;
+    at += piece.size();
+    if (!UCS_PTR_IS_ERR(request)) {
+      op.pending += request != nullptr ? 1 : 0;
+      continue;
+    }
+    op.status = UCS_PTR_STATUS(request);
+    owner_->MarkLost(*this, op.status);
+    if (i > 0) break;  // Some of it is under way: its done says so.
     bytes_in_flight_ -= op.bytes;
     --frames_in_flight_;
     op.link.reset();
     op.done = nullptr;
+    const ucs_status_t status = op.status;
     free.splice(free.begin(), sends_, op.at);
-    owner_->MarkLost(*this, status);
     return UcxFail("send", status);
   }
   ++owner_->counters_.frames_sent;
   owner_->counters_.bytes_sent += payload.size();
-  if (request == nullptr) UcxTransport::OnSent(nullptr, UCS_OK, &op);
+  UcxTransport::OnSent(nullptr, UCS_OK, &op);
   return OkStatus();
 }
 
@@ -337,11 +244,14 @@ Status UcxTransport::Open() {
   unsigned release = 0;
   ucp_get_version(&major, &minor, &release);
   const std::string lane = major == 1 && minor <= 13 ? "" : "TCP_";
+  // Where nothing can be placed directly: pieces, which are never a rendezvous.
+  const bool pieces = options_.tls == "tcp";
+  if (pieces) piece_bytes_ = kPieceBytes;
   const std::pair<std::string, std::string> settings[] = {
       {"TLS", options_.tls},           {"NET_DEVICES", options_.devices},
-      {lane + "TX_SEG_SIZE", "512K"},  {lane + "RX_SEG_SIZE", "512K"},
+      {lane + "TX_SEG_SIZE", kSegment}, {lane + "RX_SEG_SIZE", kSegment},
       {lane + "CM_REUSEADDR", "y"},    {"KEEPALIVE_INTERVAL", "1s"},
-      {"PROTO_ENABLE", "n"},
+      {"PROTO_ENABLE", "n"},           {"RNDV_THRESH", pieces ? "inf" : "auto"},
   };
   for (const auto& [name, value] : settings) {
     status = ucp_config_modify(config, name.c_str(), value.c_str());
@@ -386,6 +296,10 @@ Status UcxTransport::Open() {
   handler.id = kAmId;
   handler.cb = OnMessage;
   handler.arg = this;
+  status = ucp_worker_set_am_recv_handler(worker_, &handler);
+  if (status != UCS_OK) return UcxFail("handler", status);
+  handler.id = kAmMoreId;
+  handler.cb = OnMore;
   status = ucp_worker_set_am_recv_handler(worker_, &handler);
   if (status != UCS_OK) return UcxFail("handler", status);
   ucp_address_t* address = nullptr;
@@ -481,13 +395,15 @@ void UcxTransport::MarkLost(UcxLink& link, ucs_status_t status) {
 
 void UcxTransport::OnSent(void* request, ucs_status_t status, void* user) {
   auto& op = *static_cast<UcxLink::SendOp*>(user);
+  if (request != nullptr) ucp_request_free(request);
+  if (status != UCS_OK) op.status = status;
+  if (--op.pending > 0) return;
   const std::shared_ptr<UcxLink> link = std::move(op.link);
   UcxTransport& self = *link->owner_;
   Done done = std::move(op.done);
-  const uint64_t bytes = op.bytes;
+  link->Complete(op.bytes, std::move(done),
+                 op.status == UCS_OK ? OkStatus() : Status(UcxFail("send", op.status)));
   self.free_sends_.splice(self.free_sends_.begin(), link->sends_, op.at);
-  if (request != nullptr) ucp_request_free(request);
-  link->Complete(bytes, std::move(done), status == UCS_OK ? OkStatus() : Status(UcxFail("send", status)));
   self.MarkReady(*link);
 }
 
@@ -533,6 +449,47 @@ ucs_status_t UcxTransport::OnMessage(void* arg, const void* header, size_t heade
   }
   self.Dispatch(head, rendezvous ? nullptr : data, rendezvous ? data : nullptr, bytes, reply_ep);
   return UCS_OK;  // A rendezvous that nobody received ends here, for its sender too.
+}
+
+ucs_status_t UcxTransport::OnMore(void* arg, const void* header, size_t header_bytes, void* data,
+                                  size_t bytes, const ucp_am_recv_param_t* param) {
+  auto& self = *static_cast<UcxTransport*>(arg);
+  const ucp_ep_h reply_ep =
+      (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0 ? param->reply_ep : nullptr;
+  const ByteSpan head(static_cast<const std::byte*>(header), header_bytes);
+  const ByteSpan piece(static_cast<const std::byte*>(data), bytes);
+  if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
+    self.Reject(reply_ep, "a piece that is no eager message");
+  } else if (self.quiet_) {
+    Deferred frame;
+    frame.more = true;
+    frame.head.assign(head.begin(), head.end());
+    frame.payload.assign(piece.begin(), piece.end());
+    frame.reply_ep = reply_ep;
+    self.deferred_.push_back(std::move(frame));
+  } else {
+    self.AddPiece(reply_ep, head, piece);
+  }
+  return UCS_OK;
+}
+
+void UcxTransport::AddPiece(ucp_ep_h reply_ep, ByteSpan head, ByteSpan piece) {
+  const auto found = by_reply_ep_.find(reply_ep);
+  if (found == by_reply_ep_.end() || found->second->lost_) return;  // Its frame was dropped, too.
+  UcxLink& link = *found->second;
+  if (!link.arriving_.Add(head, piece)) {
+    return Reject(reply_ep, fmt::format("a piece of {} bytes that is not the next", piece.size()));
+  }
+  if (!link.arriving_.open()) EndPieces(link, OkStatus());
+}
+
+void UcxTransport::EndPieces(UcxLink& link, Status status) {
+  const bool wanted = link.arriving_.wanted();
+  Done done = link.arriving_.End();
+  if (!wanted) return;
+  --link.receives_;
+  link.CompleteReceive(std::move(done), std::move(status));
+  MarkReady(link);
 }
 
 void UcxTransport::Reject(ucp_ep_h reply_ep, const std::string& why) {
@@ -581,7 +538,9 @@ std::shared_ptr<UcxLink> UcxTransport::FindLink(ucp_ep_h reply_ep, const FrameHe
 bool UcxTransport::Dispatch(ByteSpan head, const void* data, void* rendezvous, size_t bytes,
                             ucp_ep_h reply_ep) {
   const Result<FrameHeader> header = DecodeFrameHeader(head);
-  if (!header || header->payload_bytes != bytes) {
+  // Less than all: the first piece.
+  if (!header || (header->payload_bytes != bytes &&
+                  (rendezvous != nullptr || bytes == 0 || bytes > header->payload_bytes))) {
     Reject(reply_ep, header ? fmt::format("{} bytes came, the header says {}", bytes, header->payload_bytes)
                             : header.error().message);
     return false;
@@ -597,14 +556,23 @@ bool UcxTransport::Dispatch(ByteSpan head, const void* data, void* rendezvous, s
     Reject(reply_ep, fmt::format("a frame of session {:016x}", header->session_id));
     return false;
   }
-  if (link->closed() || link->lost_ || link->endpoint() == nullptr) return false;
+  if (link->lost_) return false;
+  const uint64_t payload_bytes = header->payload_bytes;
+  if (payload_bytes > bytes) {
+    if (link->arriving_.open()) {
+      Reject(reply_ep, "a frame before the pieces of the one before");
+      return false;
+    }
+    link->arriving_.Begin(payload_bytes, bytes);  // To be dropped, unless somebody wants them.
+  }
+  if (link->closed() || link->endpoint() == nullptr) return false;
   ++counters_.frames_received;
-  counters_.bytes_received += bytes;
+  counters_.bytes_received += payload_bytes;
   if (header->op == Op::kBye) {
     MarkLost(*link, UCS_ERR_CONNECTION_RESET);
     return false;
   }
-  UcxIncoming incoming(*this, link, data, rendezvous, bytes);
+  UcxIncoming incoming(*this, link, data, rendezvous, rendezvous != nullptr ? 0 : bytes, payload_bytes);
   sink_.OnFrame(*link->endpoint(), *header, head.subspan(kFrameHeaderBytes), incoming);
   return incoming.used();
 }
@@ -620,6 +588,7 @@ void UcxTransport::StartClose(UcxLink& link, bool force) {
   link.close_forced_ = force;
   link.close_since_ = clock_.Now();
   std::erase_if(by_reply_ep_, [&](const auto& entry) { return entry.second.get() == &link; });
+  EndPieces(link, UcxFail("receive", UCS_ERR_CANCELED));
   ucs_status_ptr_t request = ucp_ep_close_nbx(link.ep_, &param);
   link.ep_ = nullptr;
   link.closing_ = UCS_PTR_IS_PTR(request) ? request : nullptr;
@@ -633,9 +602,11 @@ size_t UcxTransport::RunClosing() {
     const std::shared_ptr<UcxLink> link = closing_[i];
     if (link->flushing_ && link->ep_ != nullptr) {
       const bool late = clock_.Now() - link->close_since_ > kCloseTimeout;
-      if (link->idle() || link->lost_ || late) {
+      // That a send is done says no more than that the kernel has it; the peer hangs up at our kBye.
+      // UCX's own flushing close never ends when the peer hangs up meanwhile.
+      if (link->lost_ || late) {
         link->flushing_ = false;
-        StartClose(*link, /*force=*/link->lost_ || late);
+        StartClose(*link, /*force=*/true);
         ++events;
       }
     }
@@ -706,6 +677,10 @@ size_t UcxTransport::Poll() {
   for (size_t left = deferred_.size(); left > 0; --left, ++events) {
     const Deferred frame = std::move(deferred_.front());
     deferred_.pop_front();
+    if (frame.more) {
+      AddPiece(frame.reply_ep, frame.head, frame.payload);
+      continue;
+    }
     const bool used = Dispatch(frame.head, frame.rendezvous == nullptr ? frame.payload.data() : nullptr,
                                frame.rendezvous, frame.bytes, frame.reply_ep);
     if (frame.rendezvous != nullptr && !used) ucp_am_data_release(worker_, frame.rendezvous);
@@ -734,8 +709,6 @@ bool UcxTransport::Arm() {
   if (!ready_.empty() || !lost_.empty() || !deferred_.empty() || !closing_.empty()) return false;
   return ucp_worker_arm(worker_) == UCS_OK;
 }
-
-}  // namespace
 
 Result<std::unique_ptr<Transport>> OpenUcx(const UcxOptions& options, FrameSink& sink,
                                            const Clock& clock) {

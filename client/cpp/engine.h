@@ -130,7 +130,9 @@ class Engine final : public FrameSink {
   void OnMatched(Wire& wire, const FrameHeader& header, ByteSpan meta);
   void OnData(Wire& wire, const FrameHeader& header, Incoming& payload);
   void OnAck(Wire& wire, const FrameHeader& header);
-  void Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality, ByteSpan record);
+  // checked: what checking the record has said already.
+  void Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality, ByteSpan record,
+               const Status* checked = nullptr);
   void Answered(Wire& wire, uint32_t index);
   void Missed(Wire& wire, uint32_t index, MissReason reason, Code status = Code::kNotFound);
   void EndWire(Wire& wire);

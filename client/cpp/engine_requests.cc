@@ -499,8 +499,10 @@ void Engine::OnData(Wire& wire, const FrameHeader& header, Incoming& payload) {
   Call* const lender = direct ? &call : nullptr;
   if (direct) ++call.borrowed;
   const MutableByteSpan where = place.first(payload.size());
-  payload.Receive(where, [this, id = wire.id, where, lender, index, tier = header.tier,
-                          quality = header.quality](const Status& got) {
+  // In pieces, a record that stays as it is is checked as it is copied.
+  auto copier = direct ? std::make_shared<RecordCopier>(where) : nullptr;
+  const auto ended_with = [this, id = wire.id, where, lender, index, tier = header.tier,
+                           quality = header.quality](const Status& got, const Status* checked) {
     Wire* found = wires_.Find(id);
     TIERCEL_CHECK(found != nullptr && found->transfers > 0);
     Wire& ended = *found;
@@ -509,7 +511,7 @@ void Engine::OnData(Wire& wire, const FrameHeader& header, Incoming& payload) {
     // The loan ends before the block is resolved, so that a finished call is a released one.
     if (lender != nullptr) GiveBack(*lender);
     if (ended.op != nullptr && got) {
-      Deliver(ended, index, tier, quality, where);
+      Deliver(ended, index, tier, quality, where, checked);
       return;
     }
     if (ended.op != nullptr) {
@@ -519,10 +521,19 @@ void Engine::OnData(Wire& wire, const FrameHeader& header, Incoming& payload) {
       FreeLanding(ended, index);
     }
     EndWire(ended);
-  });
+  };
+  if (copier != nullptr && payload.ReceivePieces([copier](ByteSpan piece) { copier->Add(piece); },
+                                                 [copier, ended_with](const Status& got) {
+                                                   const Status checked = copier->Finish();
+                                                   ended_with(got, &checked);
+                                                 })) {
+    return;
+  }
+  payload.Receive(where, [ended_with](const Status& got) { ended_with(got, nullptr); });
 }
 
-void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality, ByteSpan record) {
+void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality, ByteSpan record,
+                     const Status* checked) {
   Call& call = *wire.op;
   const uint32_t block = wire.first + index;
   GetSlot& slot = call.slots[block];
@@ -531,6 +542,7 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
   result.quality = quality;
   result.record_bytes = record.size();
   const auto decode = [&]() -> Status {
+    if (checked != nullptr && !*checked) return *checked;
     const bool copied = slot.kind == GetSlot::Kind::kRecord && record.data() != slot.dst.data();
     if (copied) {
       if (slot.dst.size() < record.size()) {
@@ -545,7 +557,7 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
     }
     if (slot.kind == GetSlot::Kind::kRecord) {
       result.bytes = record.size();
-      return copied ? OkStatus() : VerifyRecord(view);
+      return copied || checked != nullptr ? OkStatus() : VerifyRecord(view);
     }
     if (!view.layout.opaque() && slot.layer_end == 0 &&
         (view.layer_begin != 0 || view.layer_end != view.layout.layers)) {

@@ -178,6 +178,41 @@ TEST(RecordTest, CopiesVerifiedAndRefusesEveryFlippedBit) {
   EXPECT_EQ(CopyRecordVerified(*bytes, small).error().code, Code::kInvalidArgument);
 }
 
+// Copies in pieces of `step` bytes.
+Status CopyInPieces(ByteSpan record, MutableByteSpan to, size_t step) {
+  RecordCopier copier(to);
+  for (size_t at = 0; at < record.size(); at += step) {
+    copier.Add(record.subspan(at, std::min(step, record.size() - at)));
+  }
+  return copier.Finish();
+}
+
+TEST(RecordTest, CopiesInPiecesOfAnySizeAndRefusesEveryFlippedBit) {
+  const KvLayout layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kSplit);
+  auto bytes = Encoded(SpecOf(layout), CodecId::kLlf, BlockOf(layout, 10));
+  ASSERT_TRUE(bytes);
+  for (const size_t step : {size_t{1}, size_t{7}, size_t{64}, size_t{1000}, bytes->size()}) {
+    std::vector<std::byte> copy(bytes->size(), std::byte{0x77});
+    const Status copied = CopyInPieces(*bytes, copy, step);
+    ASSERT_TRUE(copied) << step << ": " << copied.error().message;
+    EXPECT_TRUE(copy == *bytes) << step;
+    for (size_t bit = 0; bit < bytes->size() * 8; bit += step == 1 ? 61 : 1) {
+      (*bytes)[bit / 8] ^= static_cast<std::byte>(1 << (bit % 8));
+      std::fill(copy.begin(), copy.end(), std::byte{0x77});
+      if (CopyInPieces(*bytes, copy, step)) {
+        const auto record = ParseRecord(copy);
+        ASSERT_TRUE(record && VerifyRecord(*record)) << step << ", " << bit;
+      }
+      (*bytes)[bit / 8] ^= static_cast<std::byte>(1 << (bit % 8));
+    }
+    for (const size_t size : {size_t{0}, size_t{10}, size_t{64}, bytes->size() / 2, bytes->size() - 1}) {
+      EXPECT_EQ(CopyInPieces(ByteSpan(*bytes).first(size), copy, step).error().code, Code::kDataLoss);
+      std::vector<std::byte> small(size);
+      EXPECT_EQ(CopyInPieces(*bytes, small, step).error().code, Code::kDataLoss) << size;
+    }
+  }
+}
+
 TEST(RecordTest, EveryFlippedBitIsFound) {
   for (const CodecId codec : {CodecId::kRaw, CodecId::kLlf}) {
     const KvLayout layout =
