@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <charconv>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <unordered_map>
@@ -593,8 +594,29 @@ std::unique_ptr<Transport> GrpcStreamHub::MakeTransport(uint32_t shard, std::str
   return std::make_unique<ServerTransport>(shards_, shard, std::move(address), sink, clock, limits);
 }
 
+void KeepGrpcCallbackThreads() {
+  struct Kept {
+    std::shared_ptr<grpc::Channel> channel =
+        grpc::CreateChannel("unix:/nonexistent", grpc::InsecureChannelCredentials());
+    std::unique_ptr<v1::Tiercel::Stub> stub = v1::Tiercel::NewStub(channel);
+    grpc::ClientContext context;
+    v1::CloseSessionRequest request;
+    v1::CloseSessionResponse reply;
+  };
+  // Volatile: a pointer that is never read would not be stored, and what it owns be told as leaked.
+  static Kept* volatile kept = [] {
+    auto* made = new Kept;
+    made->context.set_deadline(std::chrono::system_clock::now() - std::chrono::seconds(1));
+    made->stub->async()->CloseSession(&made->context, &made->request, &made->reply,
+                                      [](const grpc::Status&) {});
+    return made;
+  }();
+  static_cast<void>(kept);
+}
+
 std::unique_ptr<GrpcClientTransport> MakeGrpcClientTransport(FrameSink& sink, const Clock& clock,
                                                              const Transport::Limits& limits) {
+  KeepGrpcCallbackThreads();
   return std::make_unique<ClientTransport>(sink, clock, limits);
 }
 

@@ -37,6 +37,12 @@ inline constexpr int kGrpcMaxMessageBytes = 20 << 20;
 inline constexpr int kGrpcStreamWindowBytes = 32 << 20;
 inline constexpr int kGrpcHttp2FrameBytes = 1 << 20;
 
+// gRPC 1.51 ends its callback threads with the last channel that used them. Where a call's context is
+// that channel's last owner, the end comes on one of those threads, which then frees what it still reads
+// (grpc_cq_internal_unref). One channel that never ends keeps them for good; whoever makes channels for
+// calls with callbacks calls this first. Any thread, any number of times.
+void KeepGrpcCallbackThreads();
+
 // Client side. Connect's address is "host:port/shard" and makes a plain channel of its own; a session
 // that has a channel already (and its credentials) uses ConnectOn.
 class GrpcClientTransport : public Transport {

@@ -410,31 +410,11 @@ Result<std::string> ReadFile(const std::string& path) {
   return text.str();
 }
 
-// gRPC 1.51 ends its callback threads with the last channel that used them. Where a call's context is
-// that channel's last owner, the end comes on one of those threads, which then reads what it has freed
-// (assertion in grpc_cq_internal_unref). One channel that never ends keeps them for good.
-void KeepCallbackThreads() {
-  struct Kept {
-    std::shared_ptr<grpc::Channel> channel =
-        grpc::CreateChannel("unix:/nonexistent", grpc::InsecureChannelCredentials());
-    std::unique_ptr<v1::Tiercel::Stub> stub = v1::Tiercel::NewStub(channel);
-    Unary<v1::CloseSessionRequest, v1::CloseSessionResponse> call;
-  };
-  static Kept* const kept = [] {
-    auto* made = new Kept;
-    made->call.context.set_deadline(std::chrono::system_clock::now() - std::chrono::seconds(1));
-    made->stub->async()->CloseSession(&made->call.context, &made->call.request, &made->call.reply,
-                                      [](const grpc::Status&) {});
-    return made;
-  }();
-  static_cast<void>(kept);
-}
-
 }  // namespace
 
 Result<std::shared_ptr<grpc::Channel>> MakeChannel(const std::string& endpoint,
                                                    const TlsFiles& tls) {
-  KeepCallbackThreads();
+  KeepGrpcCallbackThreads();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kGrpcMaxMessageBytes);
   arguments.SetMaxSendMessageSize(kGrpcMaxMessageBytes);

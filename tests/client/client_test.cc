@@ -220,7 +220,11 @@ TEST_F(ClientTest, ACallOnAFrozenNodeEndsWithinFiveMillisecondsOfItsDeadline) {
     EXPECT_GE(took, 60 * kMillisecond);
     best = std::min(best, took);
   }
+#ifdef __SANITIZE_THREAD__
+  EXPECT_LT(best, 80 * kMillisecond);  // Its instrumentation costs some tenfold.
+#else
   EXPECT_LT(best, 65 * kMillisecond);
+#endif
   EXPECT_TRUE(got.completion.status);
   EXPECT_TRUE(got.completion.released) << "nothing was on its way into these slots";
   for (const BlockResult& block : got.completion.blocks)
