@@ -126,7 +126,13 @@ void Pipe::OnPeerEnded(bool graceful, Error why) {
   if (ended_) return;
   ended_ = true;
   to_write_.clear();
-  if (call_ != nullptr) call_->Cancel(std::move(why));
+  if (call_ == nullptr) return;
+  // An error here would have the peer give up its other stream too, with what is still under way on it.
+  if (graceful) {
+    call_->HalfClose();
+  } else {
+    call_->Cancel(std::move(why));
+  }
 }
 
 void Pipe::OnEnded(bool graceful, Error why) {

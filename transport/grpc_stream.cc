@@ -23,6 +23,7 @@ namespace {
 
 constexpr Nanos kSweepEvery = 50 * kMillisecond;
 constexpr Nanos kWaitForHello = 30 * kSecond;
+constexpr Nanos kWaitForPuts = 2 * kSecond;
 
 bool ParseNumber(std::string_view text, uint64_t* out) {
   const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), *out);
@@ -201,10 +202,16 @@ class GrpcLink final : public Link {
     halves_[which].pipe = std::move(pipe);
   }
   bool has_puts() const { return halves_[1].pipe != nullptr; }
-  // One of the two streams is over; true when the other is too, or never was.
+  // One of the two streams is over; true when the other is too. A client opens both, but they are
+  // calls of their own: the second may come after all that the first had to say.
   bool HalfEnded(bool puts) {
     halves_[puts ? 1 : 0].ended = true;
-    return halves_[0].ended && (halves_[1].ended || halves_[1].pipe == nullptr);
+    half_ended_at_ = clock_.Now();
+    return halves_[0].ended && halves_[1].ended;
+  }
+  // True when the stream of gets is over and that of puts has not come and will not any more.
+  bool puts_never_came(Nanos now) const {
+    return halves_[0].ended && halves_[1].pipe == nullptr && now - half_ended_at_ > kWaitForPuts;
   }
 
   uint64_t frames_sent = 0;
@@ -225,6 +232,7 @@ class GrpcLink final : public Link {
   const Clock& clock_;
   const std::string name_;
   bool flushing_ = false;
+  Nanos half_ended_at_ = 0;
   std::array<Half, 2> halves_;  // Gets, puts.
 };
 
@@ -372,6 +380,9 @@ class GrpcTransportBase : public Base {
       const std::shared_ptr<GrpcLink> link = it->second;
       if ((!link->closed() || link->flushing()) && link->oldest() != INT64_MAX && now - link->oldest() > limits_.send_timeout) {
         Lose(link, {Code::kDeadlineExceeded, link->Describe() + ": the peer takes nothing"});
+        ++happened;
+      } else if (!link->closed() && link->puts_never_came(now)) {
+        Lose(link, {Code::kUnavailable, link->Describe() + ": the peer has closed"});
         ++happened;
       }
       if (link->closed() && !link->flushing() && link->endpoint() == nullptr && !link->has_completions()) {

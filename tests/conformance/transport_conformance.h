@@ -367,7 +367,8 @@ TEST_P(TransportConformance, CloseFlushDeliversWhatWasSentAndTellsThePeer) {
   const Status late = client->Send(Header(Op::kGet, 3), {}, {}, nullptr);
   ASSERT_FALSE(late);
   EXPECT_EQ(late.error().code, Code::kUnavailable);
-  ASSERT_TRUE(PollUntil([&, s = server] { return server_sink_.received() == 3 && done == 1 && s->closed(); }));
+  ASSERT_TRUE(PollUntil([&, s = server] { return server_sink_.received() == 3 && done == 1 && s->closed(); }))
+      << server_sink_.received() << " received, done " << done << ", closed " << server->closed();
   ASSERT_TRUE(PollUntil([&] { return server_sink_.closed.size() == 1; }));
   EXPECT_EQ(server_sink_.closed[0].first, server);
   EXPECT_TRUE(client_sink_.closed.empty()) << "OnClosed is not for a close of ours";
