@@ -156,6 +156,8 @@ class UcxTransport final : public Transport {
   bool progressing_ = false;  // Inside ucp_worker_progress.
   bool quiet_ = false;        // Frames wait for the next Poll.
   Nanos next_sweep_ = 0;
+  Nanos last_event_ = 0;
+  Nanos last_progress_ = 0;
   std::vector<std::shared_ptr<UcxLink>> links_;    // All whose endpoint is not gone from UCX.
   std::unordered_map<ucp_ep_h, std::shared_ptr<UcxLink>> by_reply_ep_;
   std::vector<std::shared_ptr<UcxLink>> ready_;    // With completions to run.

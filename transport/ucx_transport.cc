@@ -15,6 +15,10 @@ namespace {
 constexpr unsigned kAmId = 16;      // A frame: its header says the rest.
 constexpr unsigned kAmMoreId = 17;  // More of the frame before: ucx_pieces.h.
 constexpr Nanos kSweepEvery = 20 * kMillisecond;
+// Over TCP every look of UCX at its sockets is a system call, which the other transports of a spinning
+// thread wait for: where nothing has happened for kBusyFor it looks once in kQuietEvery.
+constexpr Nanos kBusyFor = 100 * kMicrosecond;
+constexpr Nanos kQuietEvery = 2 * kMicrosecond;
 constexpr Nanos kCloseTimeout = 2 * kSecond;
 constexpr const char* kSegment = "256K";  // Of UCX/TCP's buffers: a piece and its headers fit.
 
@@ -113,6 +117,7 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
   op.done = std::move(done);
   op.bytes = payload.size();
   op.since = owner_->clock_.Now();
+  owner_->last_event_ = op.since;
   op.at = std::prev(sends_.end());
   FrameHeader stamped = header;
   stamped.session_id = session_id_;
@@ -685,8 +690,13 @@ size_t UcxTransport::Poll() {
                                frame.rendezvous, frame.bytes, frame.reply_ep);
     if (frame.rendezvous != nullptr && !used) ucp_am_data_release(worker_, frame.rendezvous);
   }
-  events += Progress();
+  const Nanos now = clock_.Now();
+  if (now - last_event_ < kBusyFor || now - last_progress_ >= kQuietEvery) {
+    last_progress_ = now;
+    events += Progress();
+  }
   events += RunReady();
+  if (events > 0) last_event_ = now;
   if (!lost_.empty()) {
     std::vector<std::shared_ptr<UcxLink>> lost;
     lost.swap(lost_);
@@ -700,7 +710,6 @@ size_t UcxTransport::Poll() {
     }
   }
   if (!closing_.empty()) events += RunClosing() + RunReady();
-  const Nanos now = clock_.Now();
   if (now >= next_sweep_) Sweep(now);
   return events;
 }
