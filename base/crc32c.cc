@@ -12,6 +12,7 @@
 // one bit low, and crc32 multiplies by x^32; hence the -33 and +31 below.
 #include "base/crc32c.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -172,15 +173,15 @@ uint32_t ExtendVpclmul(const std::byte* data, size_t size, uint32_t crc) {
 }
 
 // From here on streaming stores pay: they spare reading the destination into the cache.
-constexpr size_t kStreamFrom = 192 << 10;
+constexpr size_t kStreamFrom = 64 << 10;
 
-uint32_t CopyVpclmul(std::byte* out, const std::byte* data, size_t size, uint32_t crc) {
+uint32_t CopyVpclmul(std::byte* out, const std::byte* data, size_t size, uint32_t crc, size_t of) {
   const auto step = [&](size_t done) {
     out += done;
     data += done;
     size -= done;
   };
-  if (size >= kStreamFrom) {
+  if (std::max(size, of) >= kStreamFrom && size >= 4096) {
     const size_t lead = (64 - reinterpret_cast<uintptr_t>(out) % 64) % 64;
     std::memcpy(out, data, lead);
     crc = ExtendShort(out, lead, crc);
@@ -227,10 +228,11 @@ uint32_t Crc32cBy(Crc32cPath path, ByteSpan bytes, uint32_t crc) {
   return ~ExtendTable(bytes.data(), bytes.size(), crc);
 }
 
-uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t crc) {
+uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t crc,
+                      [[maybe_unused]] size_t of) {
 #if defined(__x86_64__)
   if (path == Crc32cPath::kVpclmul) {
-    return ~CopyVpclmul(out, bytes.data(), bytes.size(), ~crc);
+    return ~CopyVpclmul(out, bytes.data(), bytes.size(), ~crc, of);
   }
 #endif
   // Summed over the copy, step by step while it is warm.
@@ -244,8 +246,8 @@ uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t 
 }
 
 uint32_t Crc32c(ByteSpan bytes, uint32_t crc) { return Crc32cBy(BestPath(), bytes, crc); }
-uint32_t CopyCrc32c(std::byte* out, ByteSpan bytes, uint32_t crc) {
-  return CopyCrc32cBy(BestPath(), out, bytes, crc);
+uint32_t CopyCrc32c(std::byte* out, ByteSpan bytes, uint32_t crc, size_t of) {
+  return CopyCrc32cBy(BestPath(), out, bytes, crc, of);
 }
 
 }  // namespace tiercel

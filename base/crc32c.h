@@ -17,13 +17,14 @@ uint32_t Crc32c(ByteSpan bytes, uint32_t crc = 0);
 
 // Copies bytes to out and returns the Crc32c of what was written: each byte is read once, so the sum
 // is true of the copy even while another process writes to the source. out must not overlap bytes.
-uint32_t CopyCrc32c(std::byte* out, ByteSpan bytes, uint32_t crc = 0);
+// of: the size of the whole that these bytes are a part of; a large one is written past the caches.
+uint32_t CopyCrc32c(std::byte* out, ByteSpan bytes, uint32_t crc = 0, size_t of = 0);
 
 // The paths by name, for tests and benches.
 enum class Crc32cPath : uint8_t { kTable, kSse42, kVpclmul };
 bool Crc32cPathUsable(Crc32cPath path);
 uint32_t Crc32cBy(Crc32cPath path, ByteSpan bytes, uint32_t crc = 0);
-uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t crc = 0);
+uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t crc = 0, size_t of = 0);
 
 }  // namespace tiercel
 

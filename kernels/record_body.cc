@@ -200,12 +200,12 @@ tl::unexpected<Error> CrcMismatch(const SegmentInfo& segment, uint32_t crc) {
 
 // RAW: what is decoded is what was encoded, so the sum of the one checks the other, at a quarter of the
 // digest's price. What is summed is the copy: the source may lie in memory that others write.
-Status CopySegment(const SegmentInfo& segment, ByteSpan encoded, uint32_t sink_index,
-                   const SegmentShape& sink_shape, const PlaneSink& sink) {
+Status CopySegment(const RecordView& record, const SegmentInfo& segment, ByteSpan encoded,
+                   uint32_t sink_index, const SegmentShape& sink_shape, const PlaneSink& sink) {
   const MutableByteSpan whole = sink.Whole(sink_index, sink_shape);
   uint32_t crc = 0;
   if (whole.data() != nullptr || encoded.empty()) {
-    crc = CopyCrc32c(whole.data(), encoded, crc);
+    crc = CopyCrc32c(whole.data(), encoded, crc, record.record_bytes);
   } else {
     const MutableByteSpan scratch = Scratch(kStep);
     for (uint64_t at = 0; at < encoded.size(); at += kStep) {
@@ -228,7 +228,7 @@ Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint3
   }
   const ByteSpan encoded = record.segment_bytes(segment);
   if (segment.codec == CodecId::kRaw && encoded.size() == shape.raw_bytes) {
-    return CopySegment(segment, encoded, sink_index, sink_shape, sink);
+    return CopySegment(record, segment, encoded, sink_index, sink_shape, sink);
   }
   const uint64_t step = codec->step_bytes(shape);
   const uint64_t scratch_bytes = codec->scratch_bytes(shape);
@@ -427,7 +427,8 @@ Status CopyRecordVerified(ByteSpan src_record, MutableByteSpan dst) {
   for (uint32_t i = 0; i < record.n_segments; ++i) {
     const SegmentInfo segment = record.segment(i);
     const uint32_t crc = CopyCrc32c(dst.data() + segment.offset,
-                                    src_record.subspan(segment.offset, segment.bytes));
+                                    src_record.subspan(segment.offset, segment.bytes), 0,
+                                    src_record.size());
     if (crc != segment.crc32c) return CrcMismatch(segment, crc);
     const uint64_t end = segment.offset + segment.bytes;
     std::memset(dst.data() + end, 0, Align(end) - end);
@@ -488,7 +489,7 @@ size_t RecordCopier::AddBody(ByteSpan piece) {
   }
   const uint64_t end = begin + segment.bytes;
   const size_t used = std::min<uint64_t>(piece.size(), end - at_);
-  crc_ = CopyCrc32c(dst_.data() + at_, piece.first(used), crc_);
+  crc_ = CopyCrc32c(dst_.data() + at_, piece.first(used), crc_, dst_.size());
   if (at_ + used == end) {
     const Status good = crc_ == segment.crc32c ? OkStatus() : Status(CrcMismatch(segment, crc_));
     if (!good) status_ = good;
