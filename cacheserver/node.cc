@@ -132,6 +132,7 @@ Status Node::StartShard(uint32_t number) {
   TierStack::Options tiers;
   tiers.host.capacity_bytes = config_.host_memory / config_.shards;
   tiers.host.slab_bytes = config_.slab;
+  tiers.host.populate = true;
   if (config_.huge_pages == "off") tiers.host.huge_pages = HostArena::HugePages::kOff;
   if (config_.huge_pages == "required") tiers.host.huge_pages = HostArena::HugePages::kRequired;
   tiers.fault_injection = config_.fault_injection;

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <optional>
@@ -22,7 +23,7 @@ struct Mapping {
 };
 
 // A sealed memfd mapped for us alone to write: seals forbid any later writable map.
-Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge, bool populate) {
+Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge) {
   const unsigned memfd_flags =
       MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0u);
   const int fd = memfd_create(fmt::format("tiercel-slab-{}", id).c_str(), memfd_flags);
@@ -32,7 +33,7 @@ Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge, bool populate) {
   const bool sized = ftruncate(fd, static_cast<off_t>(bytes)) == 0;
   if (sized) {
     // Huge pages are reserved at map time; ordinary ones come as they are touched.
-    const int flags = MAP_SHARED | (huge || populate ? MAP_POPULATE : 0);
+    const int flags = MAP_SHARED | (huge ? MAP_POPULATE : 0);
     base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
   }
   if (base == MAP_FAILED) {
@@ -49,6 +50,14 @@ Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge, bool populate) {
   }
   if (!huge) madvise(base, bytes, MADV_HUGEPAGE);
   return Mapping{fd, static_cast<std::byte*>(base)};
+}
+
+// Lowest pages first, as they are handed out. Its content stays, whoever writes at the same time.
+void TouchPages(const std::stop_token& stop, std::byte* base, uint64_t bytes) {
+  constexpr uint64_t kStep = 2 * kMiB;  // So that a stop waits for little.
+  for (uint64_t at = 0; at < bytes && !stop.stop_requested(); at += kStep) {
+    if (madvise(base + at, std::min(kStep, bytes - at), MADV_POPULATE_WRITE) != 0) return;
+  }
 }
 
 }  // namespace
@@ -71,7 +80,7 @@ Result<std::unique_ptr<HostArena>> HostArena::Create(const Options& options) {
   }
   auto arena = std::unique_ptr<HostArena>(new HostArena(options));
   if (options.huge_pages == HugePages::kRequired) {
-    TIERCEL_ASSIGN(const Mapping probe, MapSlab(0, options.slab_bytes, /*huge=*/true, false));
+    TIERCEL_ASSIGN(const Mapping probe, MapSlab(0, options.slab_bytes, /*huge=*/true));
     munmap(probe.base, options.slab_bytes);
     close(probe.fd);
   }
@@ -79,8 +88,9 @@ Result<std::unique_ptr<HostArena>> HostArena::Create(const Options& options) {
 }
 
 HostArena::~HostArena() {
-  for (const Slab& slab : slabs_) {
+  for (Slab& slab : slabs_) {
     if (slab.info.base == nullptr) continue;
+    slab.toucher = {};
     if (listener_) listener_(slab.info, /*added=*/false);
     munmap(slab.info.base, slab.info.bytes);
     close(slab.info.memfd);
@@ -105,10 +115,10 @@ Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
   const uint32_t id = next_slab_id_++;
   Result<Mapping> mapping = Fail(Code::kUnavailable, "no huge pages asked for");
   const bool try_huge = options_.huge_pages != HugePages::kOff;
-  if (try_huge) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true, false);
+  if (try_huge) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true);
   on_huge_pages_ = mapping.has_value();
   if (!mapping && options_.huge_pages != HugePages::kRequired) {
-    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false, options_.populate);
+    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false);
   }
   if (!mapping) {
     return Fail(Code::kResourceExhausted,
@@ -118,6 +128,9 @@ Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
   slab.index = index;
   slab.info = {id, mapping->fd, mapping->base, options_.slab_bytes, name_space};
   AddRun(slab, 0, options_.slab_bytes);
+  if (options_.populate && !on_huge_pages_) {
+    slab.toucher = std::jthread(TouchPages, slab.info.base, slab.info.bytes);
+  }
   if (listener_) listener_(slab.info, /*added=*/true);
   return OkStatus();
 }
@@ -125,6 +138,7 @@ Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
 void HostArena::EmptySlab(Slab& slab) {
   RemoveRun(slab, slab.runs.begin());
   if (listener_) listener_(slab.info, /*added=*/false);
+  slab.toucher = {};
   munmap(slab.info.base, slab.info.bytes);
   close(slab.info.memfd);
   slab.info.base = nullptr;

@@ -15,7 +15,8 @@
 //   An extent has the owner that was last set for it; none until then.
 //
 // Ownership: the arena owns the slabs and their memfds; an extent is a number that its holder
-// frees. Threads: the shard's owner alone; the bytes of an extent may be used on any thread.
+// frees. Threads: the shard's owner alone; the bytes of an extent may be used on any thread. One
+// thread of the arena's own touches pages of a new slab, and is joined before the slab goes.
 // Errors: kResourceExhausted: no run is large enough (evict and try again), or the kernel gives no
 // more memory, which the message says. kInvalidArgument: a size of zero or over a slab. Create:
 // kInvalidArgument for options, kUnavailable when the kernel gives none.
@@ -28,6 +29,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -64,8 +66,9 @@ class HostArena {
     uint64_t slab_bytes =
         256 * kMiB;  // A multiple of 2 MiB, at least as large as the largest block.
     HugePages huge_pages = HugePages::kAuto;
-    bool populate =
-        false;  // Touch ordinary pages when a slab is made rather than when they are used.
+    // A thread touches a new slab's ordinary pages ahead of their use: the first touch of 64 KiB
+    // costs as much as its copy.
+    bool populate = false;
   };
   // Told of every slab that appears (added) and of one that leaves a name space (not added), before
   // any of its bytes are used otherwise.
@@ -122,6 +125,7 @@ class HostArena {
   };
   struct Slab {
     SlabInfo info;  // base null: its memory went and no other could be had.
+    std::jthread toucher;
     uint32_t index = 0;
     std::map<uint64_t, uint64_t> runs;  // offset -> bytes
     std::map<uint64_t, Used> extents;   // offset ->

@@ -5,7 +5,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstring>
 #include <map>
+#include <vector>
 
 #include "base/random.h"
 
@@ -109,6 +112,38 @@ TEST(HostArenaTest, ItsSealsForbidAnyOtherWriter) {
   EXPECT_NE(ftruncate(fd, 0), 0);
   munmap(readable, 2 * kMiB);
   arena->Free(*extent);
+}
+
+TEST(HostArenaTest, ItsPagesAreThereBeforeTheyAreUsed) {
+  HostArena::Options options;
+  options.capacity_bytes = options.slab_bytes = 16 * kMiB;
+  options.huge_pages = HostArena::HugePages::kOff;
+  options.populate = true;
+  auto arena = HostArena::Create(options);
+  ASSERT_TRUE(arena);
+  const auto extent = (*arena)->Allocate(8 * kMiB, kSpace);
+  ASSERT_TRUE(extent);
+  std::memset((*arena)->data(*extent), 0x5a, extent->bytes);  // While the pages are touched.
+  std::vector<unsigned char> resident(16 * kMiB / 4096);
+  std::byte* const base = (*arena)->data(*extent) - extent->offset;
+  const auto all = [&] {
+    EXPECT_EQ(mincore(base, 16 * kMiB, resident.data()), 0);
+    return std::all_of(resident.begin(), resident.end(), [](unsigned char page) { return (page & 1) != 0; });
+  };
+  for (int tries = 0; tries < 2000 && !all(); ++tries) usleep(5000);
+  EXPECT_TRUE(all());
+  EXPECT_EQ(static_cast<int>((*arena)->data(*extent)[0]), 0x5a);
+  EXPECT_EQ(static_cast<int>((*arena)->data(*extent)[extent->bytes - 1]), 0x5a);
+}
+
+TEST(HostArenaTest, GoesWhileItsPagesAreStillTouched) {
+  HostArena::Options options;
+  options.capacity_bytes = options.slab_bytes = 256 * kMiB;
+  options.huge_pages = HostArena::HugePages::kOff;
+  options.populate = true;
+  auto arena = HostArena::Create(options);
+  ASSERT_TRUE(arena);
+  ASSERT_TRUE((*arena)->Allocate(kMiB, kSpace));
 }
 
 TEST(HostArenaTest, RefusesWhatCannotBe) {
