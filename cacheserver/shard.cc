@@ -37,6 +37,7 @@ void LatencyHistogram::Add(Nanos duration) {
 
 struct Shard::Request {
   FrameHeader header;  // As asked.
+  Scope scope;
   uint16_t layer_begin = 0;
   uint16_t layer_end = 0;
   uint32_t unanswered = 0;
@@ -318,6 +319,7 @@ void Shard::Get(Session& session, const FrameHeader& header, ByteSpan meta) {
   Request& request = it->second;
   request.header = header;
   request.header.count = n;
+  request.scope = chain_.scope;
   request.layer_begin = chain_.layer_begin;
   request.layer_end = chain_.layer_end;
   request.unanswered = n;
@@ -361,6 +363,10 @@ void Shard::Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierSt
   if (request.cancelled || (request.answered >> index & 1) != 0) return;
   if (!fetched.pin) {
     SendMiss(*session, request, index, fetched.reason);
+  } else if (fetched.pin.scope() != request.scope) {
+    // A key is made of its scope; a reader that has the one wrong would refuse the bytes.
+    SendMiss(*session, request, index, MissReason::kOtherScope);
+    ++stats_.own_misses[static_cast<size_t>(MissReason::kOtherScope)];
   } else {
     FrameHeader header;
     header.op = Op::kData;
@@ -378,29 +384,29 @@ void Shard::Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierSt
   FinishIfDone(*session, req_id);
 }
 
+// The record of these layers alone; null where they are all that it holds.
+static Result<std::shared_ptr<std::vector<std::byte>>> SomeLayers(ByteSpan record, uint16_t begin, uint16_t end) {
+  TIERCEL_ASSIGN(const RecordView view, ParseRecord(record));
+  if (view.layer_begin == begin && view.layer_end == end) return nullptr;
+  TIERCEL_ASSIGN(const ExtractPlan plan, PlanExtract(view, begin, end));
+  auto part = std::make_shared<std::vector<std::byte>>(plan.record_bytes());
+  TIERCEL_ASSIGN([[maybe_unused]] const uint64_t written, ExtractLayers(view, begin, end, *part));
+  return part;
+}
+
 void Shard::SendData(Session& session, Request& request, FrameHeader header, Pin pin) {
   Answer answer;
-  const bool some = request.layer_end > 0;
-  const Result<RecordView> view = some ? ParseRecord(pin.record()) : Result<RecordView>(RecordView());
-  const bool all = view && view->layer_begin == request.layer_begin && view->layer_end == request.layer_end;
-  if (some && !all) {
-    Result<ExtractPlan> plan = view ? PlanExtract(*view, request.layer_begin, request.layer_end)
-                                    : Result<ExtractPlan>(tl::unexpected<Error>(view.error()));
-    Status extracted = plan ? OkStatus() : Status(tl::unexpected<Error>(plan.error()));
-    if (plan) {
-      auto part = std::make_shared<std::vector<std::byte>>(plan->record_bytes());
-      const auto written = ExtractLayers(*view, request.layer_begin, request.layer_end, *part);
-      if (!written) extracted = tl::unexpected<Error>(written.error());
-      answer.part = std::move(part);
-    }
-    pin.Release();
-    if (!extracted) {
+  if (request.layer_end > 0) {
+    auto part = SomeLayers(pin.record(), request.layer_begin, request.layer_end);
+    if (!part) {
       // The reader's range, or a record that went bad under us: a miss either way, and said which.
-      header.status = extracted.error().code;
+      header.status = part.error().code;
       header.reason = header.status == Code::kInvalidArgument ? MissReason::kOtherScope : MissReason::kCorrupt;
       ++stats_.own_misses[static_cast<size_t>(header.reason)];
-      answer.part.reset();
+    } else {
+      answer.part = std::move(*part);
     }
+    if (!part || answer.part != nullptr) pin.Release();
   }
   answer.header = header;
   answer.pin = std::move(pin);
@@ -564,9 +570,7 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   Result<Reservation> reservation = stack_->Reserve(info, payload.size());
   if (!reservation) {
     refuse(reservation.error());
-    if (header.has(kFlagWantDurable) && reservation.error().code == Code::kAlreadyExists) {
-      Reply(session, header, Op::kDurable, IsOnSsd(*stack_, session.name_space, info.key, header.quality) ? Code::kOk : Code::kUnavailable);
-    }
+    ReplyIfThereAlready(session, header, reservation.error(), info.key);
     return;
   }
   const uint64_t id = next_put_++;
@@ -625,9 +629,15 @@ void Shard::FinishPut(uint64_t put_id, Status received) {
   if (status && put->on_ssd != nullptr) {
     put->on_ssd->acked = true;
     if (put->on_ssd->result) ReplyDurable(session->id, header, *put->on_ssd->result);
-  } else if (!status && status.error().code == Code::kAlreadyExists) {
-    Reply(*session, header, Op::kDurable, IsOnSsd(*stack_, session->name_space, put->key, header.quality) ? Code::kOk : Code::kUnavailable);
+  } else if (!status) {
+    ReplyIfThereAlready(*session, header, status.error(), put->key);
   }
+}
+
+void Shard::ReplyIfThereAlready(Session& session, const FrameHeader& header, const Error& why, const BlockKey& key) {
+  if (!header.has(kFlagWantDurable) || why.code != Code::kAlreadyExists) return;
+  const bool on_ssd = IsOnSsd(*stack_, session.name_space, key, header.quality);
+  Reply(session, header, Op::kDurable, on_ssd ? Code::kOk : Code::kUnavailable);
 }
 
 Status Shard::PublishPut(Put& put) {
@@ -732,7 +742,7 @@ void Shard::SleepUntilWork() {
   if (stack_->ssd() != nullptr) may_sleep = stack_->ssd()->Arm() && may_sleep;
   if (!may_sleep) return;
   // Never longer than this, whatever a descriptor forgets to say.
-  const Nanos longest = sessions_.empty() ? 100 * kMillisecond : 10 * kMillisecond;
+  const Nanos longest = sessions_.empty() ? 100 * kMillisecond : 40 * kMillisecond;
   Nanos until = clock_.Now() + longest;
   if (!deadlines_.empty()) until = std::min(until, deadlines_.begin()->first);
   if (!hold_expiries_.empty()) until = std::min(until, hold_expiries_.begin()->first);

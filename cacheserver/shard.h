@@ -142,6 +142,8 @@ class Shard final : public FrameSink {
   void FinishPut(uint64_t put_id, Status received);
   Status PublishPut(Put& put);
   Status CheckRecord(Put& put) const;
+  // DURABLE for a PUT of what is here already.
+  void ReplyIfThereAlready(Session& session, const FrameHeader& header, const Error& why, const BlockKey& key);
   void ReplyDurable(uint64_t session_id, const FrameHeader& header, const Status& on_ssd);
   void Cancel(Session& session, const FrameHeader& header);
   void Deliver(uint64_t session_id, uint64_t req_id, uint32_t index, TierStack::Fetched fetched);

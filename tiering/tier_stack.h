@@ -65,6 +65,7 @@ class Pin {
   ByteSpan record() const;
   QualityClass quality() const { return block_->quality; }
   uint64_t generation() const { return block_->generation; }
+  const Scope& scope() const { return block_->scope; }
   void Release();
 
  private:

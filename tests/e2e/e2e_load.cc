@@ -7,6 +7,8 @@
 //   tiercel-e2e-load check ENDPOINT SEED BYTES JOURNAL [model]
 //       fetches every chain of JOURNAL and prints one line "asked N served N missed N wrong N reasons N late N":
 //       reasons are the misses that name one, late the calls past their deadline plus 5 ms
+//   tiercel-e2e-load sit   ENDPOINT
+//       connects, prints "connected" and does nothing until its input ends
 //
 // TIERCEL_E2E_TRANSPORT=memfd, ucx or grpc allows that transport alone.
 // Exits 0 when it could do its work; what it means is the caller's to judge.
@@ -161,6 +163,14 @@ Result<int> Run(const std::vector<std::string>& args) {
   }
   if (args.size() >= 5 && args[0] == "check") {
     return Check(args[1], number(2), number(3), args[4], args.size() > 5 ? args[5] : "e2e");
+  }
+  if (args.size() == 2 && args[0] == "sit") {
+    TIERCEL_ASSIGN(const auto client, Open(args[1]));
+    fmt::print("connected\n");
+    std::fflush(stdout);
+    while (std::getchar() != EOF) {
+    }
+    return 0;
   }
   return Fail(Code::kInvalidArgument, usage);
 }

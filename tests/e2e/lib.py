@@ -71,10 +71,23 @@ class Server:
             if self.process.poll() is not None:
                 break
             time.sleep(0.005)
-        raise RuntimeError(f"the server did not start:\n{self.logged()}")
+        logged = self.logged()
+        self.__exit__()
+        raise RuntimeError(f"the server did not start:\n{logged}")
 
     def logged(self):
         return self.log.read_text(errors="replace")
+
+    def listening(self):
+        """The TCP ports it listens on, whoever in it opened them."""
+        sockets = set()
+        for fd in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            try:
+                sockets.add(os.readlink(fd))
+            except OSError:
+                continue  # Closed meanwhile.
+        lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        return {int(f[1].split(":")[1], 16) for f in lines if f[3] == "0A" and f"socket:[{f[9]}]" in sockets}
 
     def kill(self):
         self.process.kill()
@@ -103,6 +116,12 @@ class Server:
         if self.process and self.alive():
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def serves(server):
+    """Blocks of a scope of their own are put and fetched, byte for byte."""
+    status, out, err = run(CLI, "-e", server.grpc, "selftest")
+    return status == 0, "" if status == 0 else (out + err).strip()
 
 
 def told(text):
