@@ -23,7 +23,7 @@ namespace tiercel {
 inline constexpr size_t kPieceBytes = size_t{120} << 10;
 inline constexpr size_t kPieceHeaderBytes = 8;
 
-constexpr size_t PiecesOf(size_t bytes, size_t piece_bytes) {
+constexpr size_t PieceCount(size_t bytes, size_t piece_bytes) {
   return bytes <= piece_bytes ? 1 : (bytes + piece_bytes - 1) / piece_bytes;
 }
 // Each piece's length: all as long as each other but the last, so that no message has a few bytes.

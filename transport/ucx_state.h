@@ -64,7 +64,6 @@ class UcxLink final : public Link {
   ucs_status_ptr_t closing_ = nullptr;
   Nanos close_since_ = 0;
   bool flushing_ = false;
-  bool close_forced_ = false;
   bool ready_ = false;
   bool lost_ = false;  // In the transport's lost list.
   ucs_status_t lost_status_ = UCS_OK;
@@ -134,7 +133,7 @@ class UcxTransport final : public Transport {
   void MarkReady(UcxLink& link);
   void MarkLost(UcxLink& link, ucs_status_t status);
   void Lose(const std::shared_ptr<UcxLink>& link, Error why);
-  void StartClose(UcxLink& link, bool force);
+  void StartClose(UcxLink& link);
   size_t Progress();
   size_t RunReady();
   size_t RunClosing();

@@ -123,7 +123,7 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
   stamped.session_id = session_id_;
   stamped.payload_bytes = payload.size();
   const size_t head_bytes = kFrameHeaderBytes + meta.size();
-  const size_t pieces = PiecesOf(payload.size(), owner_->piece_bytes_);
+  const size_t pieces = PieceCount(payload.size(), owner_->piece_bytes_);
   op.head.resize(head_bytes + (pieces - 1) * kPieceHeaderBytes);
   EncodeFrameHeader(stamped, op.head.data());
   if (!meta.empty()) std::memcpy(op.head.data() + kFrameHeaderBytes, meta.data(), meta.size());
@@ -190,7 +190,7 @@ void UcxLink::Close(CloseMode mode) {
   }
   closed_ = true;
   flushing_ = false;
-  if (ep_ != nullptr || closing_ != nullptr) owner_->StartClose(*this, /*force=*/true);
+  owner_->StartClose(*this);
   // From a callback of UCX nothing can be waited for: what is left ends before that Poll returns.
   if (owner_->progressing_) return;
   const Nanos end = owner_->clock_.Now() + kCloseTimeout;
@@ -211,7 +211,7 @@ UcxTransport::~UcxTransport() {
     const std::vector<std::shared_ptr<UcxLink>> links = links_;
     for (const auto& link : links) {
       link->closed_ = true;
-      StartClose(*link, /*force=*/true);
+      StartClose(*link);
     }
     const Nanos end = Clock::Monotonic().Now() + kCloseTimeout;
     while (!closing_.empty() && Clock::Monotonic().Now() < end) {
@@ -582,15 +582,11 @@ bool UcxTransport::Dispatch(ByteSpan head, const void* data, void* rendezvous, s
   return incoming.used();
 }
 
-void UcxTransport::StartClose(UcxLink& link, bool force) {
-  if (link.ep_ == nullptr) {
-    if (link.closing_ == nullptr || !force || link.close_forced_) return;
-    return;  // A flushing close ends by itself once the peer is gone or answers.
-  }
+void UcxTransport::StartClose(UcxLink& link) {
+  if (link.ep_ == nullptr) return;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = force ? UCP_EP_CLOSE_FLAG_FORCE : 0;
-  link.close_forced_ = force;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
   link.close_since_ = clock_.Now();
   std::erase_if(by_reply_ep_, [&](const auto& entry) { return entry.second.get() == &link; });
   EndPieces(link, UcxFail("receive", UCS_ERR_CANCELED));
@@ -611,7 +607,7 @@ size_t UcxTransport::RunClosing() {
       // UCX's own flushing close never ends when the peer hangs up meanwhile.
       if (link->lost_ || late) {
         link->flushing_ = false;
-        StartClose(*link, /*force=*/true);
+        StartClose(*link);
         ++events;
       }
     }
@@ -632,11 +628,11 @@ size_t UcxTransport::RunClosing() {
 
 void UcxTransport::Lose(const std::shared_ptr<UcxLink>& link, Error why) {
   if (link->closed_) {  // Ours already: no OnClosed, but nothing more will be flushed.
-    if (link->ep_ != nullptr) StartClose(*link, /*force=*/true);
+    StartClose(*link);
     return;
   }
   link->closed_ = true;
-  StartClose(*link, /*force=*/true);
+  StartClose(*link);
   ++counters_.endpoints_lost;
   if (link->endpoint() != nullptr) sink_.OnClosed(*link->endpoint(), why);
 }
