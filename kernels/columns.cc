@@ -1,0 +1,93 @@
+#include "kernels/columns.h"
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "base/check.h"
+#include "kernels/columns_tiles.h"
+#include "kernels/isa.h"
+
+namespace tiercel {
+namespace {
+
+template <class T>
+void Transpose(const T* from, size_t from_pitch, size_t rows, size_t cols, T* to, size_t to_pitch,
+               bool room_in_from, bool room_in_to) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, uint16_t>) {
+    if (ActiveKernelIsa() != KernelIsa::kScalar) {
+      return columns::TransposeAvx2(from, from_pitch, rows, cols, to, to_pitch, room_in_from,
+                                    room_in_to);
+    }
+  }
+#endif
+  (void)room_in_from;
+  (void)room_in_to;
+  columns::TransposeScalar(from, from_pitch, rows, cols, to, to_pitch);
+}
+
+// Calls with each piece of the columns that lies in one matrix: (first of the piece, its count, where its
+// first value lies, how far tokens are apart), both in values.
+template <class F>
+void ForPieces(const SegmentShape& shape, uint32_t first, uint32_t count, F&& piece) {
+  TIERCEL_CHECK(first + count <= ColumnCount(shape));
+  if (shape.order == AxisOrder::kTokenHeadDim) {
+    return piece(first, count, size_t{first}, size_t{shape.heads} * shape.dim);
+  }
+  for (uint32_t c = first; c < first + count;) {
+    const uint32_t head = c / shape.dim;
+    const uint32_t n = std::min(first + count, (head + 1) * shape.dim) - c;
+    piece(c, n, size_t{head} * shape.tokens * shape.dim + c % shape.dim, size_t{shape.dim});
+    c += n;
+  }
+}
+
+}  // namespace
+
+template <class T>
+void LoadColumns(const SegmentShape& shape, ByteSpan raw, uint32_t first, uint32_t count,
+                 T* columns, size_t stride) {
+  TIERCEL_CHECK(raw.size() == sizeof(T) * shape.tokens * uint64_t{ColumnCount(shape)});
+  const T* const from = reinterpret_cast<const T*>(raw.data());
+  if (shape.order == AxisOrder::kHeadDimToken) {
+    for (uint32_t c = 0; c < count; ++c) {
+      std::memcpy(columns + c * stride, from + size_t{first + c} * shape.tokens,
+                  sizeof(T) * shape.tokens);
+    }
+    return;
+  }
+  ForPieces(shape, first, count, [&](uint32_t c, uint32_t n, size_t at, size_t pitch) {
+    Transpose(from + at, pitch, shape.tokens, n, columns + (c - first) * stride, stride, false,
+              true);
+  });
+}
+
+template <class T>
+void StoreColumns(const SegmentShape& shape, const T* columns, size_t stride, uint32_t first,
+                  uint32_t count, MutableByteSpan raw) {
+  TIERCEL_CHECK(raw.size() == sizeof(T) * shape.tokens * uint64_t{ColumnCount(shape)});
+  T* const to = reinterpret_cast<T*>(raw.data());
+  if (shape.order == AxisOrder::kHeadDimToken) {
+    for (uint32_t c = 0; c < count; ++c) {
+      std::memcpy(to + size_t{first + c} * shape.tokens, columns + c * stride,
+                  sizeof(T) * shape.tokens);
+    }
+    return;
+  }
+  ForPieces(shape, first, count, [&](uint32_t c, uint32_t n, size_t at, size_t pitch) {
+    Transpose(columns + (c - first) * stride, stride, n, shape.tokens, to + at, pitch, true, false);
+  });
+}
+
+template void LoadColumns(const SegmentShape&, ByteSpan, uint32_t, uint32_t, uint8_t*, size_t);
+template void LoadColumns(const SegmentShape&, ByteSpan, uint32_t, uint32_t, uint16_t*, size_t);
+template void LoadColumns(const SegmentShape&, ByteSpan, uint32_t, uint32_t, uint32_t*, size_t);
+template void StoreColumns(const SegmentShape&, const uint8_t*, size_t, uint32_t, uint32_t,
+                           MutableByteSpan);
+template void StoreColumns(const SegmentShape&, const uint16_t*, size_t, uint32_t, uint32_t,
+                           MutableByteSpan);
+template void StoreColumns(const SegmentShape&, const uint32_t*, size_t, uint32_t, uint32_t,
+                           MutableByteSpan);
+
+}  // namespace tiercel

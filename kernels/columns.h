@@ -1,0 +1,40 @@
+// Columns of a plane: the values of one (head, dim) over all tokens of the block, side by side. Entropy
+// coding and scaling by channel work on columns whatever the plane's axis order is.
+//
+//   LoadColumns:  a plane's bytes, any order --> columns [first, first + count), `stride` values apart
+//   StoreColumns: the same columns           --> where they belong in the plane's bytes
+//
+// Column c of a plane is head c / dim, dim c % dim. Of interleaved and latent planes dim is K's and V's
+// together, as SegmentShape has it. Work in tiles of kTileColumns: they fit the first cache.
+//
+// Invariants: nothing outside the plane, and of each column nothing outside its `stride` values, is
+// read or written; values behind `tokens` may be overwritten with anything. Threads: any.
+#ifndef TIERCEL_KERNELS_COLUMNS_H_
+#define TIERCEL_KERNELS_COLUMNS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/bytes.h"
+#include "kernels/codec.h"
+
+namespace tiercel {
+
+inline constexpr uint32_t kTileColumns = 32;
+
+// How far apart columns lie in a tile: tokens rounded up to 32.
+constexpr size_t ColumnStride(uint32_t tokens) { return (size_t{tokens} + 31) / 32 * 32; }
+constexpr uint32_t ColumnCount(const SegmentShape& shape) { return shape.heads * shape.dim; }
+
+// T is uint8_t, uint16_t or uint32_t, as wide as the dtype; raw is the whole plane. stride is at least
+// ColumnStride(tokens).
+template <class T>
+void LoadColumns(const SegmentShape& shape, ByteSpan raw, uint32_t first, uint32_t count,
+                 T* columns, size_t stride);
+template <class T>
+void StoreColumns(const SegmentShape& shape, const T* columns, size_t stride, uint32_t first,
+                  uint32_t count, MutableByteSpan raw);
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_KERNELS_COLUMNS_H_
