@@ -47,6 +47,20 @@ Status ClientImpl::CheckPieces(const Ask& ask) const {
 }
 
 Result<Ticket> ClientImpl::SubmitPieces(const Ask& ask) {
+  RecordSpec whole_spec;
+  uint64_t max_record = 0;
+  uint64_t charge = 0;
+  TIERCEL_TRY(Check(ask, &whole_spec, &max_record, &charge));
+  for (const GetSlot& slot : ask.slots) {
+    if (slot.layer_begin == ask.slots[0].layer_begin && slot.layer_end == ask.slots[0].layer_end) {
+      continue;
+    }
+    return Fail(Code::kInvalidArgument,
+                fmt::format("slots: layers {} to {} beside {} to {}; values in pieces are asked for "
+                            "with one range",
+                            slot.layer_begin, slot.layer_end, ask.slots[0].layer_begin,
+                            ask.slots[0].layer_end));
+  }
   const uint32_t pieces = ask.chains[0].options().pieces;
   const KvLayout& layout = ask.layout != nullptr ? *ask.layout : KvLayout::Opaque();
   // What each piece is asked for. A get of some layers leaves out pieces that hold none of them.
@@ -55,32 +69,9 @@ Result<Ticket> ClientImpl::SubmitPieces(const Ask& ask) {
   std::vector<uint32_t> wanted;
   for (uint32_t piece = 0; piece < pieces; ++piece) {
     for (const GetSlot& slot : ask.slots) {
-      if (slot.layer_end < slot.layer_begin || slot.layer_end > layout.layers ||
-          slot.layer_begin != ask.slots[0].layer_begin ||
-          slot.layer_end != ask.slots[0].layer_end) {
-        return Fail(Code::kInvalidArgument,
-                    fmt::format("slots: layers {} to {} of {}; values in pieces are asked for with "
-                                "one range",
-                                slot.layer_begin, slot.layer_end, layout.layers));
-      }
-      const uint64_t layers = slot.layer_end == 0
-                                  ? layout.layers
-                                  : uint64_t{slot.layer_end} - slot.layer_begin;
-      if (slot.kind == GetSlot::Kind::kBlock && !layout.opaque() &&
-          slot.dst.size() < layers * layout.layer_bytes()) {
-        return Fail(Code::kInvalidArgument, fmt::format("slot: {} bytes for a block of {}",
-                                                        slot.dst.size(),
-                                                        layers * layout.layer_bytes()));
-      }
       if (const auto part = PieceOf(slot, layout, piece)) slots[piece].push_back(*part);
     }
     for (const PutSource& source : ask.sources) {
-      if (source.kind == PutSource::Kind::kBlock && !layout.opaque() &&
-          source.src.size() != layout.block_bytes()) {
-        return Fail(Code::kInvalidArgument,
-                    fmt::format("source: {} bytes, the layout's block has {}", source.src.size(),
-                                layout.block_bytes()));
-      }
       sources[piece].push_back(PieceOf(source, layout, piece));
     }
     if (ask.kind != Call::Kind::kGet || !slots[piece].empty()) wanted.push_back(piece);
