@@ -98,6 +98,8 @@ const Codec* FindCodec(CodecId id) {
       return &RawCodec();
     case CodecId::kLlf:
       return &LlfCodec();
+    case CodecId::kLle:
+      return &LleCodec();
     default:
       return nullptr;
   }

@@ -119,6 +119,7 @@ CodecId ResolveCodec(CodecId id, Dtype dtype);
 
 const Codec& RawCodec();
 const Codec& LlfCodec();
+const Codec& LleCodec();
 
 }  // namespace tiercel
 

@@ -6,11 +6,11 @@
 
 #include "base/check.h"
 #include "kernels/isa.h"
+#include "kernels/scratch.h"
 
 namespace tiercel::rans {
 namespace {
 
-constexpr uint64_t Up(uint64_t bytes, uint64_t to = 64) { return (bytes + to - 1) / to * to; }
 uint32_t FullOf(uint32_t tokens) { return tokens / kLanes * kLanes; }
 
 // Rows of full columns, and those that all tails can take.
@@ -21,22 +21,6 @@ uint64_t MaxRows(uint32_t columns, uint32_t tokens) {
 }
 
 uint64_t PlaneBytes(uint32_t tokens) { return (tokens + 7) / 8; }
-
-class Carver {
- public:
-  explicit Carver(MutableByteSpan scratch) : scratch_(scratch) {}
-  template <class T>
-  T* Take(uint64_t bytes) {
-    std::byte* at = scratch_.data() + at_;
-    at_ += Up(bytes);
-    TIERCEL_CHECK(at_ <= scratch_.size());
-    return reinterpret_cast<T*>(at);  // Bytes that only this coder uses.
-  }
-
- private:
-  MutableByteSpan scratch_;
-  uint64_t at_ = 0;
-};
 
 // Where the tails of each column lie, by table then column, and their rows.
 size_t LayTails(std::span<const uint8_t> classes, uint32_t tail, size_t rows, Row* row,
@@ -94,16 +78,27 @@ uint32_t StreamsFor(uint64_t symbols, uint64_t each) {
 uint64_t EncodeScratchBytes(uint32_t columns, uint32_t tokens) {
   const uint64_t rows = MaxRows(columns, tokens);
   const uint64_t values = uint64_t{columns} * tokens;
-  return Up(columns) + Up(4 * uint64_t{columns}) + Up(rows * sizeof(Row)) +
-         Up(rows * kLanes + 64) + Up(uint64_t{columns} * (tokens % kLanes) + 64) +
-         Up(rows * kLanes * 2 + 64) + Up(values) + Up(2 * values) +
-         Up(columns * kMaxShift * PlaneBytes(tokens));
+  return ScratchSizer()
+      .Add<uint8_t>(columns)
+      .Add<uint32_t>(columns)
+      .Add<Row>(rows)
+      .Add<uint8_t>(rows * kLanes + 64)
+      .Add<uint8_t>(uint64_t{columns} * (tokens % kLanes) + 64)
+      .Add<std::byte>(rows * kLanes * 2 + 64)
+      .Add<std::byte>(values)
+      .Add<std::byte>(2 * values)
+      .Add<std::byte>(columns * kMaxShift * PlaneBytes(tokens))
+      .bytes();
 }
 
 uint64_t DecodeScratchBytes(uint32_t columns, uint32_t tokens) {
   const uint64_t rows = MaxRows(columns, tokens);
-  return Up(rows * sizeof(Row)) + Up(rows * kLanes + 64) + Up(4 * uint64_t{columns}) +
-         Up(kMaxStreams * kCargoBytes);
+  return ScratchSizer()
+      .Add<Row>(rows)
+      .Add<uint8_t>(rows * kLanes + 64)
+      .Add<uint32_t>(columns)
+      .Add<std::byte>(kMaxStreams * kCargoBytes)
+      .bytes();
 }
 
 void PutClasses(BitWriter& out, std::span<const uint8_t> classes, std::span<int32_t> scratch) {
@@ -124,19 +119,19 @@ bool GetClasses(BitReader& in, std::span<uint8_t> classes, std::span<int32_t> sc
 Encoder::Encoder(TableSet set, uint32_t columns, uint32_t tokens, MutableByteSpan scratch)
     : tables_(TablesOf(set)),
       fns_(ActiveRows()),
+      shifts_(set == TableSet::kQuantized),
       columns_(columns),
       tokens_(tokens),
       full_(FullOf(tokens)) {
   const uint64_t rows = MaxRows(columns, tokens);
   const uint64_t values = uint64_t{columns} * tokens;
-  Carver carve(scratch);
+  ScratchCarver carve(scratch);
   classes_ = carve.Take<uint8_t>(columns);
-  carve.Take<uint32_t>(4 * uint64_t{columns});  // Where tails lie; see Finish.
-  row_ = carve.Take<Row>(rows * sizeof(Row));
+  tail_at_ = carve.Take<uint32_t>(columns);
+  row_ = carve.Take<Row>(rows);
   symbols_ = carve.Take<uint8_t>(rows * kLanes + 64);
   tails_ = carve.Take<uint8_t>(uint64_t{columns} * (tokens % kLanes) + 64);
-  words_bytes_ = rows * kLanes * 2;
-  words_ = carve.Take<std::byte>(words_bytes_ + 64);
+  words_ = carve.Take<std::byte>(rows * kLanes * 2 + 64);
   escapes_ = carve.Take<std::byte>(values);
   far_ = carve.Take<std::byte>(2 * values);
   rests_ = carve.Take<std::byte>(columns * kMaxShift * PlaneBytes(tokens));
@@ -150,7 +145,7 @@ void Encoder::Add(const int16_t* values) {
     classes_[c] = MakeClass(0, 0);
     return;
   }
-  const uint32_t shift = ShiftFor(sum, tokens_);
+  const uint32_t shift = shifts_ ? ShiftFor(sum, tokens_) : 0;
   const uint32_t tail = tokens_ - full_;
   uint8_t* const symbols = symbols_ + rows_ * kLanes;
   uint8_t* const tails = tails_ + size_t{c} * tail;
@@ -193,11 +188,10 @@ void Encoder::AddRest(const int16_t* values, uint32_t shift) {
 std::optional<uint64_t> Encoder::Finish(uint32_t streams, ByteSpan cargo, MutableByteSpan out) {
   TIERCEL_CHECK(columns_added_ == columns_ && cargo.size() <= streams * kCargoBytes);
   const uint32_t tail = tokens_ - full_;
-  auto* const tail_at = reinterpret_cast<uint32_t*>(classes_ + Up(columns_));
-  const size_t rows = LayTails(classes(), tail, rows_, row_, tail_at);
+  const size_t rows = LayTails(classes(), tail, rows_, row_, tail_at_);
   for (uint32_t c = 0; tail != 0 && c < columns_; ++c) {
     if (TableOf(classes_[c]) == 0) continue;
-    std::memcpy(symbols_ + tail_at[c], tails_ + size_t{c} * tail, tail);
+    std::memcpy(symbols_ + tail_at_[c], tails_ + size_t{c} * tail, tail);
   }
 
   // Each stream writes downwards from the end of a part of words_ that it cannot overrun.
@@ -242,10 +236,10 @@ Decoder::Decoder(TableSet set, uint32_t columns, uint32_t tokens, MutableByteSpa
       tokens_(tokens),
       full_(FullOf(tokens)) {
   const uint64_t rows = MaxRows(columns, tokens);
-  Carver carve(scratch);
-  row_ = carve.Take<Row>(rows * sizeof(Row));
+  ScratchCarver carve(scratch);
+  row_ = carve.Take<Row>(rows);
   symbols_ = carve.Take<uint8_t>(rows * kLanes + 64);
-  tail_at_ = carve.Take<uint32_t>(4 * uint64_t{columns});
+  tail_at_ = carve.Take<uint32_t>(columns);
   cargo_ = carve.Take<std::byte>(kMaxStreams * kCargoBytes);
 }
 
@@ -321,7 +315,7 @@ const char* Decoder::Column(int16_t* values) {
   const uint32_t c = column_++;
   const uint32_t shift = ShiftOf(classes_[c]);
   if (TableOf(classes_[c]) == 0) {
-    std::memset(values, 0, Up(tokens_, kLanes) * 2);
+    std::memset(values, 0, tokens_ * sizeof(int16_t));
     return nullptr;
   }
   const size_t plane = PlaneBytes(tokens_);

@@ -33,8 +33,8 @@ inline constexpr uint32_t kMaxTokens = 4096;
 inline constexpr uint32_t kMaxColumns = 1u << 16;
 inline constexpr int32_t kMaxValue = (1 << 14) - 1;  // Magnitude of a value that Add takes.
 
-// 1, 2, 4 or 8: one for each `each` symbols. A stream costs 68 bytes that carry no cargo; more of them
-// decode faster.
+// 1, 2, 4 or 8: one for each `each` symbols. A stream costs 72 bytes that carry no cargo; more of them
+// decode faster, up to 4 on a CPU.
 uint32_t StreamsFor(uint64_t symbols, uint64_t each);
 
 uint64_t EncodeScratchBytes(uint32_t columns, uint32_t tokens);
@@ -46,7 +46,7 @@ bool GetClasses(BitReader& in, std::span<uint8_t> classes, std::span<int32_t> sc
 
 class Encoder {
  public:
-  // Scratch as EncodeScratchBytes says, aligned to 64.
+  // Scratch as EncodeScratchBytes says.
   Encoder(TableSet set, uint32_t columns, uint32_t tokens, MutableByteSpan scratch);
   // The next column: `tokens` values of magnitude up to kMaxValue. Called once a column.
   void Add(const int16_t* values);
@@ -61,17 +61,18 @@ class Encoder {
 
   const Tables& tables_;
   const RowFns fns_;
+  const bool shifts_;  // Exponents are never shifted.
   const uint32_t columns_;
   const uint32_t tokens_;
   const uint32_t full_;  // Tokens in full rows.
   uint32_t columns_added_ = 0;
   size_t rows_ = 0;
   uint8_t* classes_;
+  uint32_t* tail_at_;  // Of each column, in symbols_.
   Row* row_;
   uint8_t* symbols_;
   uint8_t* tails_;   // tokens_ - full_ a column.
   std::byte* words_;
-  size_t words_bytes_;
   std::byte* escapes_;
   size_t n_escapes_ = 0;
   std::byte* far_;
@@ -88,8 +89,7 @@ class Decoder {
   // streams * kCargoBytes bytes.
   ByteSpan cargo() const { return {cargo_, streams_ * kCargoBytes}; }
   uint32_t streams() const { return streams_; }
-  // The next column's values; columns come in order. Null, or what is wrong. Writes `tokens` values
-  // rounded up to 32.
+  // The next column's values; columns come in order. Null, or what is wrong.
   const char* Column(int16_t* values);
   const char* Finish() const;
 

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "kernels/record.h"
+#include "tests/kernels/column_codecs_testing.h"
 #include "tests/kernels/kernels_testing.h"
 
 namespace tiercel {
@@ -44,12 +45,37 @@ std::vector<Golden> Goldens() {
   layout = SmallLayout(Dtype::kBf16, AxisOrder::kHeadTokenDim, KvPacking::kInterleaved, 2);
   all.push_back({"bf16-interleaved-llf", layout, CodecId::kLlf});
   all.push_back({"opaque-raw", KvLayout::Opaque(), CodecId::kRaw});
+  // Tokens that fill rows, that do not, and that share them.
+  for (const auto& [order, tokens] : {std::pair{0u, 64u}, {1u, 48u}, {2u, 16u}}) {
+    layout = SmallLayout(Dtype::kBf16, static_cast<AxisOrder>(order), KvPacking::kSplit, 1);
+    layout.tokens_per_block = tokens;
+    all.push_back({fmt::format("bf16-{}-lle", orders[order]), layout, CodecId::kLle});
+  }
+  for (const auto& [dtype, name] :
+       {std::pair{Dtype::kFp16, "fp16"}, {Dtype::kFp32, "fp32"}, {Dtype::kFp8E4m3, "e4m3"},
+        {Dtype::kFp8E5m2, "e5m2"}}) {
+    layout = SmallLayout(dtype, AxisOrder::kTokenHeadDim, KvPacking::kSplit, 1);
+    layout.tokens_per_block = 40;
+    all.push_back({fmt::format("{}-token-head-dim-lle", name), layout, CodecId::kLle});
+  }
   return all;
 }
 
 std::vector<std::byte> BlockOf(const Golden& golden) {
   if (golden.layout.opaque()) return RandomBytes(100, 1);
-  auto block = KvLikeBytes(golden.layout.dtype, golden.layout.block_bytes(), 42);
+  const Dtype dtype = golden.layout.dtype;
+  if (dtype != Dtype::kBf16 && dtype != Dtype::kFp16) {
+    const uint64_t size = DtypeBytes(dtype);
+    std::vector<std::byte> block(golden.layout.block_bytes());
+    const auto from = KvLikeBytes(Dtype::kBf16, block.size() / size * 2, 42);
+    for (uint64_t i = 0; i < block.size() / size; ++i) {
+      const auto value = std::bit_cast<float>(uint32_t{LoadLe<uint16_t>(from.data() + 2 * i)} << 16);
+      const uint64_t bits = FloatBits(dtype, value);
+      std::memcpy(block.data() + i * size, &bits, size);
+    }
+    return block;
+  }
+  auto block = KvLikeBytes(dtype, golden.layout.block_bytes(), 42);
   // One of each kind that a lossy mind would mend: -0, a denormal, infinity, NaNs with payloads.
   const uint16_t odd[] = {0x8000, 0x0001, 0x7f80, 0x7c00, 0xffc1, 0x7fff};
   for (size_t i = 0; i < std::size(odd); ++i) StoreLe(block.data() + 34 * i, odd[i]);

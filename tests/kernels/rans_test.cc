@@ -42,19 +42,13 @@ Matrix RandomMatrix(uint32_t columns, uint32_t tokens, double widest, uint64_t s
   return m;
 }
 
-std::vector<std::byte> AlignedScratch(uint64_t bytes) { return std::vector<std::byte>(bytes + 64); }
-MutableByteSpan Aligned(std::vector<std::byte>& scratch) {
-  const auto at = reinterpret_cast<uintptr_t>(scratch.data());
-  return MutableByteSpan(scratch).subspan((64 - at % 64) % 64);
-}
-
 struct Coded {
   std::vector<uint8_t> classes;
   std::vector<std::byte> block;
 };
 Coded EncodeMatrix(const Matrix& m, TableSet set, uint32_t streams, ByteSpan cargo = {}) {
-  auto scratch = AlignedScratch(EncodeScratchBytes(m.columns, m.tokens));
-  Encoder encoder(set, m.columns, m.tokens, Aligned(scratch));
+  std::vector<std::byte> scratch(EncodeScratchBytes(m.columns, m.tokens));
+  Encoder encoder(set, m.columns, m.tokens, scratch);
   for (uint32_t c = 0; c < m.columns; ++c) encoder.Add(m.column(c));
   Coded coded{{encoder.classes().begin(), encoder.classes().end()},
               std::vector<std::byte>(size_t{8} * m.columns * m.tokens + 4096)};
@@ -65,11 +59,11 @@ Coded EncodeMatrix(const Matrix& m, TableSet set, uint32_t streams, ByteSpan car
 
 const char* DecodeMatrix(const Coded& coded, TableSet set, uint32_t columns, uint32_t tokens,
                          std::vector<int16_t>& out, std::vector<std::byte>* cargo = nullptr) {
-  auto scratch = AlignedScratch(DecodeScratchBytes(columns, tokens));
+  std::vector<std::byte> scratch(DecodeScratchBytes(columns, tokens));
   // Exactly as long as it is, on the heap, so that ASan sees a step beyond.
   const auto block = std::make_unique<std::byte[]>(coded.block.size());
   std::copy(coded.block.begin(), coded.block.end(), block.get());
-  Decoder decoder(set, columns, tokens, Aligned(scratch));
+  Decoder decoder(set, columns, tokens, scratch);
   if (const char* bad = decoder.Start(coded.classes, {block.get(), coded.block.size()})) return bad;
   if (cargo != nullptr) cargo->assign(decoder.cargo().begin(), decoder.cargo().end());
   out.assign(size_t{columns} * tokens, 0);
@@ -149,8 +143,8 @@ TEST(RansTest, AColumnOfZerosTakesNothing) {
 
 TEST(RansTest, OutOfRoomIsNoResult) {
   const Matrix m = RandomMatrix(20, 64, 3, 5);
-  auto scratch = AlignedScratch(EncodeScratchBytes(20, 64));
-  Encoder encoder(TableSet::kQuantized, 20, 64, Aligned(scratch));
+  std::vector<std::byte> scratch(EncodeScratchBytes(20, 64));
+  Encoder encoder(TableSet::kQuantized, 20, 64, scratch);
   for (uint32_t c = 0; c < 20; ++c) encoder.Add(m.column(c));
   std::vector<std::byte> out(100);
   EXPECT_FALSE(encoder.Finish(1, {}, out));
