@@ -1,0 +1,106 @@
+// Artifact (KVA1) holds what was measured of one model so that its KV can be coded well: the transforms of
+// EC-K and EC-X, the scales of EC-C's heads, the rotation of its keys, and which step gives which class.
+// Written by `tiercel codec calibrate`, named by its content.
+//
+//   bytes --> Artifact::Parse (every size, order and number checked once) --> Find, steps, head scales
+//
+// Invariants
+//   All numbers are finite and every transform's scales are not zero: a codec need not look again.
+//   Two artifacts of one id have the same bytes.
+//
+// Ownership: owns a copy of its bytes; spans and pointers live as long as it. Threads: immutable, any.
+// Errors: kDataLoss names the field or section; kUnimplemented another version.
+//
+// Byte tables and formulas: docs/artifact-format.md.
+#ifndef TIERCEL_KERNELS_ARTIFACT_H_
+#define TIERCEL_KERNELS_ARTIFACT_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+#include "base/bytes.h"
+#include "base/result.h"
+#include "kernels/codec.h"
+#include "proto/types.h"
+
+namespace tiercel {
+
+inline constexpr uint32_t kArtifactMagic = 0x3141564b;  // "KVA1"
+inline constexpr uint16_t kArtifactVersion = 1;
+inline constexpr size_t kArtifactHeaderBytes = 64;
+inline constexpr size_t kArtifactEntryBytes = 32;
+inline constexpr uint64_t kMaxArtifactBytes = uint64_t{1} << 30;
+inline constexpr uint32_t kMaxTransform = 1024;  // Dimensions of a group.
+inline constexpr uint8_t kWholeLayer = 255;      // Group: all heads together (EC-X).
+
+enum class RopeStyle : uint8_t { kHalves = 0, kNeighbours = 1 };
+
+// Of one group of n dimensions: x = (scale * step) * (synthesis * q) + mean, q = analysis * (x - mean) / step.
+struct KltTransform {
+  uint32_t n = 0;
+  std::span<const float> mean;        // [n]
+  std::span<const float> scale;       // [n]
+  std::span<const int8_t> synthesis;  // [n][n]: dimension, coefficient.
+  std::span<const float> analysis;    // [n][n]: coefficient, dimension.
+};
+
+struct QualityStep {
+  CodecId codec = CodecId::kEcX;
+  QualityClass quality = QualityClass::kNear;
+  float step = 0;
+  float mean_kl = 0;  // As measured at calibration: nats a token.
+  float bits = 0;     // A value.
+};
+
+class Artifact {
+ public:
+  static Result<std::shared_ptr<const Artifact>> Parse(ByteSpan bytes);
+
+  uint64_t id() const { return id_; }
+  ByteSpan bytes() const { return bytes_; }
+  uint32_t layers() const { return layers_; }
+  uint32_t kv_heads() const { return kv_heads_; }
+  uint32_t head_dim(SegmentKind kind) const { return kind == SegmentKind::kV ? head_dim_v_ : head_dim_k_; }
+  RopeStyle rope_style() const { return rope_style_; }
+  // Of each rotated pair, turns a position times 2^64; empty: K is not rotated.
+  std::span<const uint64_t> rope() const { return rope_; }
+  std::string_view about() const { return about_; }
+
+  // group: the head, or kWholeLayer. Null: there is none.
+  const KltTransform* Find(uint16_t layer, SegmentKind kind, uint8_t group) const;
+  // [kv_heads], or empty.
+  std::span<const float> HeadScales(uint16_t layer, SegmentKind kind) const;
+  std::span<const QualityStep> steps() const { return steps_; }
+  // The step for that class, or for the next better one that was measured.
+  std::optional<QualityStep> StepOf(CodecId codec, QualityClass quality) const;
+
+ private:
+  using Key = std::tuple<uint16_t, uint8_t, uint8_t>;  // Layer, kind, group.
+  struct Entry;
+
+  Artifact() = default;
+  Status ReadSection(const Entry& entry);
+  Status ReadTransform(const Entry& entry);
+  // [count] numbers at an offset of the file, all finite.
+  Result<std::span<const float>> Floats(uint64_t at, uint64_t count, const char* what) const;
+
+  std::vector<std::byte> bytes_;
+  uint64_t id_ = 0;
+  uint32_t layers_ = 0, kv_heads_ = 0, head_dim_k_ = 0, head_dim_v_ = 0, rope_dims_ = 0;
+  RopeStyle rope_style_ = RopeStyle::kHalves;
+  std::string_view about_;
+  std::span<const uint64_t> rope_;
+  std::vector<QualityStep> steps_;
+  std::map<Key, KltTransform> transforms_;
+  std::map<Key, std::span<const float>> head_scales_;
+};
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_KERNELS_ARTIFACT_H_

@@ -1,0 +1,102 @@
+#include "kernels/artifact.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/kernels/artifact_testing.h"
+
+namespace tiercel {
+namespace {
+
+using testing::HasSubstr;
+
+ArtifactShape Small() {
+  ArtifactShape shape;
+  shape.dim_k = shape.rope_dims = 16;
+  shape.dim_v = 8;
+  return shape;
+}
+
+TEST(ArtifactTest, SaysWhatWasWritten) {
+  const auto bytes = ArtifactWriter(Small()).Finish();
+  const auto artifact = Artifact::Parse(bytes);
+  ASSERT_TRUE(artifact) << artifact.error().message;
+  const Artifact& a = **artifact;
+  EXPECT_EQ(a.layers(), 2u);
+  EXPECT_EQ(a.rope().size(), 8u);
+  EXPECT_THAT(std::string(a.about()), HasSubstr("made up"));
+  for (uint16_t layer = 0; layer < 2; ++layer) {
+    EXPECT_EQ(a.HeadScales(layer, SegmentKind::kK).size(), 2u);
+    ASSERT_NE(a.Find(layer, SegmentKind::kK, 1), nullptr);
+    EXPECT_EQ(a.Find(layer, SegmentKind::kK, 1)->n, 16u);
+    EXPECT_EQ(a.Find(layer, SegmentKind::kV, kWholeLayer)->n, 16u);
+  }
+  EXPECT_EQ(a.Find(0, SegmentKind::kK, 2), nullptr);
+  EXPECT_EQ(a.Find(2, SegmentKind::kK, 0), nullptr);
+  EXPECT_FLOAT_EQ(a.StepOf(CodecId::kEcX, QualityClass::kBalanced)->step, 0.15f);
+  EXPECT_FALSE(a.StepOf(CodecId::kEcX, QualityClass::kExact));
+  EXPECT_EQ(a.id(), (*Artifact::Parse(bytes))->id());
+  EXPECT_NE(a.id(), (*Artifact::Parse(ArtifactWriter(Small(), 2).Finish()))->id());
+}
+
+TEST(ArtifactTest, AnalysisIsTheInverseOfSynthesis) {
+  const auto artifact = Artifact::Parse(ArtifactWriter(Small()).Finish());
+  const KltTransform& t = *(*artifact)->Find(0, SegmentKind::kK, kWholeLayer);
+  for (uint32_t i = 0; i < t.n; ++i) {
+    for (uint32_t j = 0; j < t.n; ++j) {
+      double sum = 0;
+      for (uint32_t c = 0; c < t.n; ++c) sum += double{t.scale[i]} * t.synthesis[i * t.n + c] * t.analysis[c * t.n + j];
+      EXPECT_NEAR(sum, i == j ? 1 : 0, 1e-4);
+    }
+  }
+}
+
+TEST(ArtifactTest, EveryFlippedBitIsSeen) {
+  const auto good = ArtifactWriter(Small()).Finish();
+  SplitMix64 random(3);
+  for (int i = 0; i < 2000; ++i) {
+    auto bad = good;
+    bad[random.Below(bad.size())] ^= static_cast<std::byte>(1u << random.Below(8));
+    EXPECT_FALSE(Artifact::Parse(bad));
+  }
+}
+
+TEST(ArtifactTest, WhatIsWrongIsNamedThoughTheChecksumIsRight) {
+  const auto good = ArtifactWriter(Small()).Finish();
+  const auto error = [&good](size_t at, auto value) {
+    auto bad = good;
+    StoreLe(bad.data() + at, value);
+    ArtifactWriter::Seal(bad);
+    const auto parsed = Artifact::Parse(bad);
+    return parsed ? std::string("accepted") : parsed.error().message;
+  };
+  EXPECT_THAT(error(0, uint32_t{7}), HasSubstr("magic"));
+  EXPECT_THAT(error(4, uint16_t{2}), HasSubstr("version 2"));
+  EXPECT_THAT(error(8, uint64_t{64}), HasSubstr("file_bytes"));
+  EXPECT_THAT(error(16, uint16_t{0}), HasSubstr("layers"));
+  EXPECT_THAT(error(24, uint16_t{17}), HasSubstr("rope_dims"));
+  EXPECT_THAT(error(26, uint8_t{2}), HasSubstr("rope_style"));
+  EXPECT_THAT(error(28, uint32_t{0xffffffff}), HasSubstr("sections do not fit"));
+  EXPECT_THAT(error(64 + 8, uint64_t{1} << 63), HasSubstr("section 1"));
+  EXPECT_THAT(error(64 + 32, uint16_t{1}), HasSubstr("out of order or there twice"));
+  EXPECT_THAT(error(64 + 2 * 32 + 2, uint16_t{9}), HasSubstr("no such layer"));
+}
+
+TEST(ArtifactTest, NoiseBehindARightChecksumNeverCrashes) {
+  const auto good = ArtifactWriter(Small()).Finish();
+  SplitMix64 random(4);
+  for (int i = 0; i < 3000; ++i) {
+    auto bad = good;
+    for (int n = 0; n < 4; ++n) bad[random.Below(std::min<size_t>(bad.size(), 1200))] = static_cast<std::byte>(random.Next());
+    if (i % 5 == 0) bad.resize(random.Below(bad.size()) / 64 * 64);
+    if (bad.size() < 64) continue;
+    StoreLe(bad.data(), kArtifactMagic);
+    StoreLe(bad.data() + 4, kArtifactVersion);
+    StoreLe(bad.data() + 8, uint64_t{bad.size()});
+    ArtifactWriter::Seal(bad);
+    (void)Artifact::Parse(bad);
+  }
+}
+
+}  // namespace
+}  // namespace tiercel
