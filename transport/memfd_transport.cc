@@ -1,107 +1,25 @@
-// Both ends of the same-host transport (over 800 lines: every rule of the protocol has its twin on the
-// other side, and they are read together).
-#include <errno.h>
+// What both ends of the same-host transport do once they have met: frames and releases through the
+// rings, notes through the socket. Every rule has its twin on the other side; they are read together.
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <deque>
-#include <map>
-#include <unordered_map>
+#include <cstring>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "base/units.h"
-#include "transport/factory.h"
-#include "transport/link.h"
-#include "transport/memfd_ring.h"
-#include "transport/memfd_shared.h"
+#include "transport/memfd_state.h"
 
 namespace tiercel {
 namespace {
 
-constexpr uint64_t kSlotBytes = 256;
-constexpr uint64_t kMinRingBytes = 64 * kKiB;
-constexpr uint64_t kMaxRingBytes = 64 * kMiB;
-constexpr uint64_t kMaxStagingBytes = 64 * kGiB;
-constexpr uint64_t kBounceBytes = 2 * 17 * kMiB;  // Two of the largest payloads.
-constexpr uint64_t kInLineBytes = 8 * kKiB;       // Payloads that travel in the ring itself.
-constexpr uint64_t kControlBytes = 4096;
-constexpr uint64_t kServerControlAt = 1024;
+constexpr uint64_t kInLineBytes = 8 * kKiB;  // Payloads that travel in the ring itself.
 constexpr Nanos kSocketEvery = kMillisecond;
 constexpr Nanos kSweepEvery = 20 * kMillisecond;
 constexpr Nanos kHandshakeTimeout = 5 * kSecond;
-constexpr uint64_t kListenerKey = 0;
-
-uint64_t SharedBytes(uint64_t ring, uint64_t bounce) { return kControlBytes + 2 * ring + bounce; }
-
-class MemfdTransport;
-
-class MemfdLink final : public Link {
- public:
-  MemfdLink(MemfdTransport& owner, uint64_t key, uint64_t session_id, const Transport::Limits& limits)
-      : Link(TransportKind::kMemfd, session_id, limits), owner_(&owner), key_(key) {}
-
-  std::string Describe() const override { return fmt::format("memfd session {:016x}", session_id_); }
-  Status Send(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done) override;
-  void Close(CloseMode mode) override;
-  // The peer may reuse what frame named.
-  void Release(uint64_t frame);
-
- private:
-  friend class MemfdTransport;
-  friend class MemfdIncoming;
-  struct SendOp {
-    uint64_t bytes = 0;
-    Done done;
-    std::optional<uint64_t> bounce;   // Ours to free, in the bounce area,
-    std::optional<uint64_t> staging;  // or in the staging.
-  };
-
-  // The rings over the mapped memory; client says which of them is ours to write.
-  void SetUp(std::shared_ptr<Mapping> shared, uint64_t ring_bytes, uint64_t bounce_bytes, bool client);
-  Status Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload, Done done);
-  bool PutRecord(const RecordHead& head, const std::byte* frame_header, ByteSpan meta, ByteSpan in_line);
-  void Wake();
-  void FreeOp(const SendOp& op);
-  void FailSends(const Error& why);
-  void FlushReleases();
-  bool Drained() { return sends_.empty() && releases_.empty() && out_.Consumed() == out_.head(); }
-
-  MemfdTransport* owner_;  // Null once the transport let go.
-  const uint64_t key_;
-  bool client_ = false;
-  bool bound_ = false;      // HELLO was said (server), or needs not be (client).
-  bool flushing_ = false;
-  uint32_t name_space_ = 0;
-  Nanos since_ = 0;         // Of the connection, then of a flush.
-  FileDescriptor socket_;
-  std::shared_ptr<Mapping> shared_;
-  std::shared_ptr<Mapping> peer_staging_;  // Server: what the client's puts lie in.
-  std::byte* bounce_ = nullptr;
-  uint64_t bounce_bytes_ = 0;
-  std::optional<RangeAllocator> bounce_free_;  // Server: it alone writes there.
-  RingProducer out_;
-  RingConsumer in_;
-  uint64_t next_frame_ = 1;
-  std::map<uint64_t, SendOp> sends_;  // Named by reference and not released yet.
-  std::deque<std::pair<uint64_t, Nanos>> unread_;  // Ring position and time of records not read yet.
-  std::vector<uint64_t> releases_;    // That found the ring full.
-  std::unordered_map<uint32_t, uint32_t> passed_;  // Server: region to generation known to this peer.
-  struct PeerRegion {
-    uint32_t generation = 0;
-    std::shared_ptr<Mapping> mapping;
-  };
-  std::unordered_map<uint32_t, PeerRegion> peer_regions_;  // Client.
-};
 
 class MemfdHold final : public InPlaceHold {
  public:
@@ -150,97 +68,7 @@ class MemfdIncoming final : public Incoming {
   bool held_ = false;
 };
 
-class MemfdTransport final : public Transport {
- public:
-  MemfdTransport(const MemfdOptions& options, FrameSink& sink, const Clock& clock)
-      : options_(options),
-        ring_bytes_(std::max<uint64_t>(kMinRingBytes, options.ring_slots * kSlotBytes)),
-        sink_(sink),
-        clock_(clock),
-        limits_(options.limits),
-        admissions_(options.limits.max_endpoints) {}
-  ~MemfdTransport() override;
-  Status Open();
-
-  TransportKind kind() const override { return TransportKind::kMemfd; }
-  std::string LocalAddress() const override { return options_.socket_path; }
-  Status Admit(uint64_t session_id, std::string_view peer_address, uint32_t name_space) override {
-    return admissions_.Admit(session_id, peer_address, name_space);
-  }
-  void Revoke(uint64_t session_id) override { admissions_.Revoke(session_id); }
-  Result<std::unique_ptr<Endpoint>> Connect(uint64_t session_id, std::string_view address) override;
-  Status AddMemory(const MemoryRegion& region) override;
-  void RemoveMemory(uint32_t region_id) override;
-  Result<MutableByteSpan> AllocateStaging(uint64_t bytes) override;
-  void FreeStaging(MutableByteSpan span) override;
-  size_t Poll() override;
-  int event_fd() const override { return epoll_.get(); }
-  bool Arm() override;
-  Counters counters() const override { return counters_; }
-
- private:
-  friend class MemfdLink;
-  struct Region {
-    MemoryRegion region;
-    uint32_t generation = 0;
-  };
-
-  bool server() const { return !options_.socket_path.empty(); }
-  bool Watch(int fd, uint64_t key);
-  void AcceptAll();
-  void TakeNotes(const std::shared_ptr<MemfdLink>& link);
-  bool ShakeHands(MemfdLink& link, const SocketNote& note, std::vector<FileDescriptor>& fds);
-  size_t TakeRecords(const std::shared_ptr<MemfdLink>& link);
-  bool TakeFrame(const std::shared_ptr<MemfdLink>& link, const RecordHead& head, const std::byte* body);
-  void Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why);
-  void Lose(const std::shared_ptr<MemfdLink>& link, Error why);
-  void Drop(MemfdLink& link);
-  void Sweep(Nanos now);
-  const Region* FindRegion(const std::byte* at, size_t bytes) const;
-  std::optional<uint64_t> StagingOffset(ByteSpan payload) const;
-
-  const MemfdOptions options_;
-  const uint64_t ring_bytes_;
-  FrameSink& sink_;
-  const Clock& clock_;
-  const Limits limits_;
-  Admissions admissions_;
-  Counters counters_;
-  FileDescriptor epoll_;
-  FileDescriptor listener_;
-  FileDescriptor staging_fd_;  // Client.
-  std::shared_ptr<Mapping> staging_;
-  std::optional<RangeAllocator> staging_free_;
-  std::map<const std::byte*, Region> regions_;  // Server, by base.
-  uint32_t next_generation_ = 1;
-  uint64_t next_key_ = kListenerKey + 1;
-  std::unordered_map<uint64_t, uint64_t> by_session_;  // Server: bound sessions.
-  std::vector<std::shared_ptr<MemfdLink>> links_;
-  bool armed_ = false;
-  Nanos next_socket_ = 0;
-  Nanos next_sweep_ = 0;
-};
-
-void MemfdLink::SetUp(std::shared_ptr<Mapping> shared, uint64_t ring_bytes, uint64_t bounce_bytes,
-                      bool client) {
-  client_ = client;
-  shared_ = std::move(shared);
-  std::byte* at = shared_->data();
-  auto* to_server = reinterpret_cast<RingControl*>(at);
-  auto* to_client = reinterpret_cast<RingControl*>(at + kServerControlAt);
-  std::byte* to_server_data = at + kControlBytes;
-  std::byte* to_client_data = to_server_data + ring_bytes;
-  bounce_ = to_client_data + ring_bytes;
-  bounce_bytes_ = bounce_bytes;
-  if (client) {
-    out_ = RingProducer(to_server, to_server_data, ring_bytes);
-    in_ = RingConsumer(to_client, to_client_data, ring_bytes);
-  } else {
-    out_ = RingProducer(to_client, to_client_data, ring_bytes);
-    in_ = RingConsumer(to_server, to_server_data, ring_bytes);
-    bounce_free_.emplace(bounce_bytes);
-  }
-}
+}  // namespace
 
 void MemfdLink::Wake() {
   // A full socket means wake-ups are waiting there already.
@@ -409,109 +237,6 @@ void MemfdLink::Close(CloseMode mode) {
   }
 }
 
-MemfdTransport::~MemfdTransport() {
-  const auto links = links_;
-  for (const auto& link : links) {
-    link->Close(CloseMode::kForce);
-    link->owner_ = nullptr;
-  }
-  if (listener_.valid()) unlink(options_.socket_path.c_str());
-}
-
-Status MemfdTransport::Open() {
-  if ((options_.ring_slots & (options_.ring_slots - 1)) != 0 || ring_bytes_ > kMaxRingBytes) {
-    return Fail(Code::kInvalidArgument, fmt::format("memfd: {} ring slots are no power of two up to {}",
-                                                    options_.ring_slots, kMaxRingBytes / kSlotBytes));
-  }
-  epoll_ = FileDescriptor(epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_.valid()) return Fail(Code::kUnavailable, fmt::format("memfd: epoll: {}", strerror(errno)));
-  if (!server()) {
-    if (options_.staging_bytes < kMaxPayloadBytes || options_.staging_bytes > kMaxStagingBytes) {
-      return Fail(Code::kInvalidArgument, fmt::format("memfd: staging of {} bytes, need {} to {}",
-                                                      options_.staging_bytes, kMaxPayloadBytes,
-                                                      kMaxStagingBytes));
-    }
-    TIERCEL_ASSIGN(staging_fd_, MakeSealedMemfd("tiercel-staging", options_.staging_bytes));
-    TIERCEL_ASSIGN(staging_, Mapping::Map(staging_fd_.get(), options_.staging_bytes, true));
-    staging_free_.emplace(options_.staging_bytes);
-    return OkStatus();
-  }
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (options_.socket_path.size() >= sizeof(address.sun_path)) {
-    return Fail(Code::kInvalidArgument, fmt::format("memfd: the socket path '{}' is over {} bytes",
-                                                    options_.socket_path, sizeof(address.sun_path) - 1));
-  }
-  memcpy(address.sun_path, options_.socket_path.data(), options_.socket_path.size());
-  const auto* where = reinterpret_cast<const sockaddr*>(&address);
-  {  // A socket that nobody listens on is a leftover of a process that died.
-    const FileDescriptor probe(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-    if (connect(probe.get(), where, sizeof(address)) == 0) {
-      return Fail(Code::kAlreadyExists,
-                  fmt::format("memfd: another process listens on {}", options_.socket_path));
-    }
-    struct stat info{};
-    if (lstat(options_.socket_path.c_str(), &info) == 0 && S_ISSOCK(info.st_mode)) {
-      unlink(options_.socket_path.c_str());
-    }
-  }
-  FileDescriptor listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!listener.valid() || fchmod(listener.get(), 0600) != 0 ||
-      bind(listener.get(), where, sizeof(address)) != 0 || listen(listener.get(), 128) != 0 ||
-      chmod(options_.socket_path.c_str(), 0600) != 0) {
-    return Fail(Code::kUnavailable,
-                fmt::format("memfd: listen on {}: {}", options_.socket_path, strerror(errno)));
-  }
-  listener_ = std::move(listener);
-  if (!Watch(listener_.get(), kListenerKey)) {
-    return Fail(Code::kUnavailable, fmt::format("memfd: epoll: {}", strerror(errno)));
-  }
-  return OkStatus();
-}
-
-bool MemfdTransport::Watch(int fd, uint64_t key) {
-  epoll_event event{};
-  event.events = EPOLLIN;
-  event.data.u64 = key;
-  return epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0;
-}
-
-Result<std::unique_ptr<Endpoint>> MemfdTransport::Connect(uint64_t session_id, std::string_view address) {
-  if (server()) return Fail(Code::kFailedPrecondition, "memfd: a server does not connect");
-  if (links_.size() >= limits_.max_endpoints) {
-    return Fail(Code::kResourceExhausted, fmt::format("memfd: {} endpoints are open", links_.size()));
-  }
-  sockaddr_un to{};
-  to.sun_family = AF_UNIX;
-  if (address.empty() || address.size() >= sizeof(to.sun_path)) {
-    return Fail(Code::kInvalidArgument, fmt::format("memfd: '{}' is no socket path", address));
-  }
-  memcpy(to.sun_path, address.data(), address.size());
-  auto link = std::make_shared<MemfdLink>(*this, next_key_++, session_id, limits_);
-  link->socket_ = FileDescriptor(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!link->socket_.valid() ||
-      connect(link->socket_.get(), reinterpret_cast<const sockaddr*>(&to), sizeof(to)) != 0) {
-    return Fail(Code::kUnavailable, fmt::format("memfd: connect to {}: {}", address, strerror(errno)));
-  }
-  const uint64_t shared_bytes = SharedBytes(ring_bytes_, kBounceBytes);
-  TIERCEL_ASSIGN(const FileDescriptor shared, MakeSealedMemfd("tiercel-rings", shared_bytes));
-  TIERCEL_ASSIGN(std::shared_ptr<Mapping> mapping, Mapping::Map(shared.get(), shared_bytes, true));
-  link->SetUp(std::move(mapping), ring_bytes_, kBounceBytes, /*client=*/true);
-  link->bound_ = true;
-  SocketNote note;
-  note.kind = SocketNote::Kind::kConnect;
-  note.session_id = session_id;
-  note.ring_bytes = ring_bytes_;
-  note.bounce_bytes = kBounceBytes;
-  note.bytes = options_.staging_bytes;
-  const int fds[] = {shared.get(), staging_fd_.get()};
-  if (!SendNote(link->socket_.get(), note, fds, 2) || !Watch(link->socket_.get(), link->key_)) {
-    return Fail(Code::kUnavailable, fmt::format("memfd: greet {}: {}", address, strerror(errno)));
-  }
-  links_.push_back(link);
-  return link->MakeEndpoint();
-}
-
 Status MemfdTransport::AddMemory(const MemoryRegion& region) {
   if (!server()) return OkStatus();  // A client's own buffers are copied into and need no names.
   for (const auto& [base, other] : regions_) {
@@ -570,65 +295,6 @@ Result<MutableByteSpan> MemfdTransport::AllocateStaging(uint64_t bytes) {
 
 void MemfdTransport::FreeStaging(MutableByteSpan span) {
   TIERCEL_CHECK(staging_free_ && staging_free_->Free(static_cast<uint64_t>(span.data() - staging_->data())));
-}
-
-void MemfdTransport::AcceptAll() {
-  for (int i = 0; i < 64; ++i) {
-    FileDescriptor socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!socket.valid()) return;
-    if (links_.size() >= limits_.max_endpoints) {
-      ++counters_.rejected_frames;
-      LogWarn("memfd.full", {{"endpoints", links_.size()}});
-      continue;
-    }
-    // The session is learned from the socket's first message; nothing is allocated before.
-    auto link = std::make_shared<MemfdLink>(*this, next_key_++, 0, limits_);
-    link->socket_ = std::move(socket);
-    link->since_ = clock_.Now();
-    if (Watch(link->socket_.get(), link->key_)) links_.push_back(std::move(link));
-  }
-}
-
-bool MemfdTransport::ShakeHands(MemfdLink& link, const SocketNote& note, std::vector<FileDescriptor>& fds) {
-  Admissions::Entry entry;
-  if (!admissions_.Find(note.session_id, &entry) || by_session_.contains(note.session_id)) {
-    LogWarn("memfd.refuse", {{"session", note.session_id}, {"why", "not admitted"}});
-    return false;
-  }
-  if (fds.size() != 2 || note.ring_bytes < kMinRingBytes || note.ring_bytes > kMaxRingBytes ||
-      (note.ring_bytes & (note.ring_bytes - 1)) != 0 || note.bounce_bytes > kMaxRingBytes ||
-      note.bounce_bytes % 4096 != 0 || note.bytes == 0 || note.bytes > kMaxStagingBytes) {
-    LogWarn("memfd.refuse", {{"session", note.session_id}, {"why", "absurd sizes"}});
-    return false;
-  }
-  auto shared = Mapping::Map(fds[0].get(), SharedBytes(note.ring_bytes, note.bounce_bytes), true);
-  auto staging = Mapping::Map(fds[1].get(), note.bytes, false);
-  if (!shared || !staging) {
-    LogWarn("memfd.refuse", {{"session", note.session_id},
-                             {"why", !shared ? shared.error().message : staging.error().message}});
-    return false;
-  }
-  ucred who{};
-  socklen_t who_bytes = sizeof(who);
-  getsockopt(link.socket_.get(), SOL_SOCKET, SO_PEERCRED, &who, &who_bytes);
-  LogInfo("memfd.connect", {{"session", note.session_id}, {"pid", who.pid}, {"uid", who.uid}});
-  // The link made at accept gets a successor of its own session.
-  auto bound = std::make_shared<MemfdLink>(*this, link.key_, note.session_id, limits_);
-  bound->socket_ = std::move(link.socket_);
-  bound->since_ = link.since_;
-  bound->name_space_ = entry.name_space;
-  bound->peer_staging_ = std::move(*staging);
-  bound->SetUp(std::move(*shared), note.ring_bytes, note.bounce_bytes, /*client=*/false);
-  if (armed_) bound->in_.SetAsleep(true);
-  by_session_[note.session_id] = link.key_;
-  for (auto& other : links_) {
-    if (other.get() == &link) {
-      link.closed_ = true;
-      other = std::move(bound);
-      break;
-    }
-  }
-  return true;
 }
 
 void MemfdTransport::TakeNotes(const std::shared_ptr<MemfdLink>& link) {
@@ -904,15 +570,6 @@ bool MemfdTransport::Arm() {
     if (!link->in_.Empty()) return false;
   }
   return true;
-}
-
-}  // namespace
-
-Result<std::unique_ptr<Transport>> MakeMemfdTransport(const MemfdOptions& options, FrameSink& sink,
-                                                      const Clock& clock) {
-  auto transport = std::make_unique<MemfdTransport>(options, sink, clock);
-  TIERCEL_TRY(transport->Open());
-  return transport;
 }
 
 }  // namespace tiercel
