@@ -592,15 +592,15 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   }
   Put& waiting = *put;
   puts_.emplace(id, std::move(put));
-  // In pieces: each is checked as it is copied, too.
+  // In fragments: each is checked as it is copied, too.
   auto copier = std::make_shared<RecordCopier>(room);
-  const bool in_pieces = payload.ReceivePieces(
-      [copier](ByteSpan piece) { copier->Add(piece); },
+  const bool in_fragments = payload.ReceiveFragments(
+      [copier](ByteSpan fragment) { copier->Add(fragment); },
       [this, id, copier, &waiting](Status received) {
         if (received) waiting.checked = copier->Finish();
         FinishPut(id, std::move(received));
       });
-  if (in_pieces) return;
+  if (in_fragments) return;
   payload.Receive(room, [this, id](Status received) { FinishPut(id, std::move(received)); });
 }
 

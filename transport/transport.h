@@ -53,7 +53,7 @@ enum class TransportKind : uint8_t { kLoopback = 1, kMemfd = 2, kUcx = 3, kGrpc 
 std::string_view Name(TransportKind kind);  // "loopback", "memfd", "ucx", "grpc"
 
 using Done = UniqueFunction<void(Status)>;
-using PieceFn = UniqueFunction<void(ByteSpan)>;
+using FragmentFn = UniqueFunction<void(ByteSpan)>;
 
 // Keeps bytes that the peer serves in place readable while it lives (same host only). Destroying it
 // tells the peer; it may outlive the frame but not the Transport.
@@ -77,10 +77,10 @@ class Incoming {
   // Receive returns. dst must stay until then. At most one of Receive and Hold, once.
   virtual void Receive(MutableByteSpan dst, Done done) = 0;
 
-  // As Receive, where the payload comes in pieces through a buffer of the transport's: each is called
+  // As Receive, where the payload comes in fragments through a buffer of the transport's: each is called
   // with one after the other, the first perhaps before this returns, and puts them where they belong
   // while they are warm. False, and nothing happens, where they do not come so: use Receive.
-  virtual bool ReceivePieces(PieceFn, Done) { return false; }
+  virtual bool ReceiveFragments(FragmentFn, Done) { return false; }
 
   // Same host: keeps data() valid past OnFrame. Null where the transport cannot.
   virtual std::unique_ptr<InPlaceHold> Hold() { return nullptr; }

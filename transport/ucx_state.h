@@ -21,7 +21,7 @@
 
 #include "transport/factory.h"
 #include "transport/link.h"
-#include "transport/ucx_pieces.h"
+#include "transport/ucx_fragments.h"
 
 namespace tiercel {
 
@@ -45,7 +45,7 @@ class UcxLink final : public Link {
     Done done;
     uint64_t bytes = 0;
     Nanos since = 0;
-    std::vector<std::byte> head;  // Header and meta, then each piece's; UCX reads it until the end.
+    std::vector<std::byte> head;  // Header and meta, then each fragment's; UCX reads it until the end.
     size_t pending = 0;           // Messages that UCX has, and one while they are posted.
     ucs_status_t status = UCS_OK;
     std::list<SendOp>::iterator at;
@@ -69,7 +69,7 @@ class UcxLink final : public Link {
   ucs_status_t lost_status_ = UCS_OK;
   std::list<SendOp> sends_;  // Oldest first.
   size_t receives_ = 0;
-  ArrivingPieces arriving_;
+  ArrivingFragments arriving_;
 };
 
 class UcxTransport final : public Transport {
@@ -127,8 +127,8 @@ class UcxTransport final : public Transport {
   std::shared_ptr<UcxLink> Accept(ucp_ep_h reply_ep, const FrameHeader& header);
   // True when the descriptor of a rendezvous was used up.
   bool Dispatch(ByteSpan head, const void* data, void* rendezvous, size_t bytes, ucp_ep_h reply_ep);
-  void AddPiece(ucp_ep_h reply_ep, ByteSpan head, ByteSpan piece);
-  void EndPieces(UcxLink& link, Status status);
+  void AddFragment(ucp_ep_h reply_ep, ByteSpan head, ByteSpan fragment);
+  void EndFragments(UcxLink& link, Status status);
   void Reject(ucp_ep_h reply_ep, const std::string& why);
   void MarkReady(UcxLink& link);
   void MarkLost(UcxLink& link, ucs_status_t status);
@@ -151,7 +151,7 @@ class UcxTransport final : public Transport {
   int event_fd_ = -1;
   std::string address_;
   size_t max_head_bytes_ = 0;
-  size_t piece_bytes_ = SIZE_MAX;  // Larger payloads are cut.
+  size_t fragment_bytes_ = SIZE_MAX;  // Larger payloads are cut.
   bool progressing_ = false;  // Inside ucp_worker_progress.
   bool quiet_ = false;        // Frames wait for the next Poll.
   Nanos next_sweep_ = 0;

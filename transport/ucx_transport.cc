@@ -13,14 +13,14 @@ namespace tiercel {
 namespace {
 
 constexpr unsigned kAmId = 16;      // A frame: its header says the rest.
-constexpr unsigned kAmMoreId = 17;  // More of the frame before: ucx_pieces.h.
+constexpr unsigned kAmMoreId = 17;  // More of the frame before: ucx_fragments.h.
 constexpr Nanos kSweepEvery = 20 * kMillisecond;
 // Over TCP every look of UCX at its sockets is a system call, which the other transports of a spinning
 // thread wait for: where nothing has happened for kBusyFor it looks once in kQuietEvery.
 constexpr Nanos kBusyFor = 100 * kMicrosecond;
 constexpr Nanos kQuietEvery = 2 * kMicrosecond;
 constexpr Nanos kCloseTimeout = 2 * kSecond;
-constexpr const char* kSegment = "256K";  // Of UCX/TCP's buffers: a piece and its headers fit.
+constexpr const char* kSegment = "256K";  // Of UCX/TCP's buffers: a fragment and its headers fit.
 
 Error UcxError(const char* what, ucs_status_t status) {
   return Error{Code::kUnavailable, fmt::format("ucx: {}: {}", what, ucs_status_string(status))};
@@ -52,11 +52,11 @@ class UcxIncoming final : public Incoming {
       return;
     }
     if (rendezvous_ == nullptr) {
-      const auto copy = [to = dst.data()](ByteSpan piece) mutable {
-        std::memcpy(to, piece.data(), piece.size());
-        to += piece.size();
+      const auto copy = [to = dst.data()](ByteSpan fragment) mutable {
+        std::memcpy(to, fragment.data(), fragment.size());
+        to += fragment.size();
       };
-      TIERCEL_CHECK(ReceivePieces(copy, std::move(done)));
+      TIERCEL_CHECK(ReceiveFragments(copy, std::move(done)));
       return;
     }
     TIERCEL_CHECK(!used_);
@@ -77,7 +77,7 @@ class UcxIncoming final : public Incoming {
     if (UCS_PTR_IS_ERR(request)) UcxTransport::OnReceived(nullptr, UCS_PTR_STATUS(request), 0, op);
   }
 
-  bool ReceivePieces(PieceFn each, Done done) override {
+  bool ReceiveFragments(FragmentFn each, Done done) override {
     if (rendezvous_ != nullptr || first_.size() == size_) return false;
     TIERCEL_CHECK(!used_);
     used_ = true;
@@ -93,7 +93,7 @@ class UcxIncoming final : public Incoming {
   UcxTransport& owner_;
   const std::shared_ptr<UcxLink> link_;
   void* const rendezvous_;
-  const ByteSpan first_;  // What is here: all of it, its first piece, or of a rendezvous nothing.
+  const ByteSpan first_;  // What is here: all of it, its first fragment, or of a rendezvous nothing.
   bool used_ = false;
 };
 
@@ -123,8 +123,8 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
   stamped.session_id = session_id_;
   stamped.payload_bytes = payload.size();
   const size_t head_bytes = kFrameHeaderBytes + meta.size();
-  const size_t pieces = PieceCount(payload.size(), owner_->piece_bytes_);
-  op.head.resize(head_bytes + (pieces - 1) * kPieceHeaderBytes);
+  const size_t fragments = FragmentsOf(payload.size(), owner_->fragment_bytes_);
+  op.head.resize(head_bytes + (fragments - 1) * kFragmentHeaderBytes);
   EncodeFrameHeader(stamped, op.head.data());
   if (!meta.empty()) std::memcpy(op.head.data() + kFrameHeaderBytes, meta.data(), meta.size());
   Began(payload.size());
@@ -139,19 +139,19 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
     param.op_attr_mask |= UCP_OP_ATTR_FIELD_MEMH;
     param.memh = memory;
   }
-  if (pieces > 1) param.flags |= UCP_AM_SEND_FLAG_EAGER;
+  if (fragments > 1) param.flags |= UCP_AM_SEND_FLAG_EAGER;
   op.pending = 1;
   op.status = UCS_OK;
   std::byte* head = op.head.data();
-  const size_t step = PieceStep(payload.size(), pieces);
-  for (size_t i = 0, at = 0; i < pieces; ++i) {
-    const ByteSpan piece = payload.subspan(at, std::min(payload.size() - at, step));
+  const size_t step = FragmentStep(payload.size(), fragments);
+  for (size_t i = 0, at = 0; i < fragments; ++i) {
+    const ByteSpan fragment = payload.subspan(at, std::min(payload.size() - at, step));
     if (i > 0) StoreLe(head, uint64_t{at});
-    const size_t bytes = i == 0 ? head_bytes : kPieceHeaderBytes;
+    const size_t bytes = i == 0 ? head_bytes : kFragmentHeaderBytes;
     ucs_status_ptr_t request =
-        ucp_am_send_nbx(ep_, i == 0 ? kAmId : kAmMoreId, head, bytes, piece.data(), piece.size(), &param);
+        ucp_am_send_nbx(ep_, i == 0 ? kAmId : kAmMoreId, head, bytes, fragment.data(), fragment.size(), &param);
     head += bytes;
-    at += piece.size();
+    at += fragment.size();
     if (!UCS_PTR_IS_ERR(request)) {
       op.pending += request != nullptr ? 1 : 0;
       continue;
@@ -249,14 +249,14 @@ Status UcxTransport::Open() {
   unsigned release = 0;
   ucp_get_version(&major, &minor, &release);
   const std::string lane = major == 1 && minor <= 13 ? "" : "TCP_";
-  // Where nothing can be placed directly: pieces, which are never a rendezvous.
-  const bool pieces = options_.tls == "tcp";
-  if (pieces) piece_bytes_ = kPieceBytes;
+  // Where nothing can be placed directly: fragments, which are never a rendezvous.
+  const bool fragments = options_.tls == "tcp";
+  if (fragments) fragment_bytes_ = kFragmentBytes;
   const std::pair<std::string, std::string> settings[] = {
       {"TLS", options_.tls},           {"NET_DEVICES", options_.devices},
       {lane + "TX_SEG_SIZE", kSegment}, {lane + "RX_SEG_SIZE", kSegment},
       {lane + "CM_REUSEADDR", "y"},    {"KEEPALIVE_INTERVAL", "1s"},
-      {"PROTO_ENABLE", "n"},           {"RNDV_THRESH", pieces ? "inf" : "auto"},
+      {"PROTO_ENABLE", "n"},           {"RNDV_THRESH", fragments ? "inf" : "auto"},
   };
   for (const auto& [name, value] : settings) {
     status = ucp_config_modify(config, name.c_str(), value.c_str());
@@ -462,33 +462,33 @@ ucs_status_t UcxTransport::OnMore(void* arg, const void* header, size_t header_b
   const ucp_ep_h reply_ep =
       (param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP) != 0 ? param->reply_ep : nullptr;
   const ByteSpan head(static_cast<const std::byte*>(header), header_bytes);
-  const ByteSpan piece(static_cast<const std::byte*>(data), bytes);
+  const ByteSpan fragment(static_cast<const std::byte*>(data), bytes);
   if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) != 0) {
-    self.Reject(reply_ep, "a piece that is no eager message");
+    self.Reject(reply_ep, "a fragment that is no eager message");
   } else if (self.quiet_) {
     Deferred frame;
     frame.more = true;
     frame.head.assign(head.begin(), head.end());
-    frame.payload.assign(piece.begin(), piece.end());
+    frame.payload.assign(fragment.begin(), fragment.end());
     frame.reply_ep = reply_ep;
     self.deferred_.push_back(std::move(frame));
   } else {
-    self.AddPiece(reply_ep, head, piece);
+    self.AddFragment(reply_ep, head, fragment);
   }
   return UCS_OK;
 }
 
-void UcxTransport::AddPiece(ucp_ep_h reply_ep, ByteSpan head, ByteSpan piece) {
+void UcxTransport::AddFragment(ucp_ep_h reply_ep, ByteSpan head, ByteSpan fragment) {
   const auto found = by_reply_ep_.find(reply_ep);
   if (found == by_reply_ep_.end() || found->second->lost_) return;  // Its frame was dropped, too.
   UcxLink& link = *found->second;
-  if (!link.arriving_.Add(head, piece)) {
-    return Reject(reply_ep, fmt::format("a piece of {} bytes that is not the next", piece.size()));
+  if (!link.arriving_.Add(head, fragment)) {
+    return Reject(reply_ep, fmt::format("a fragment of {} bytes that is not the next", fragment.size()));
   }
-  if (!link.arriving_.open()) EndPieces(link, OkStatus());
+  if (!link.arriving_.open()) EndFragments(link, OkStatus());
 }
 
-void UcxTransport::EndPieces(UcxLink& link, Status status) {
+void UcxTransport::EndFragments(UcxLink& link, Status status) {
   const bool wanted = link.arriving_.wanted();
   Done done = link.arriving_.End();
   if (!wanted) return;
@@ -543,7 +543,7 @@ std::shared_ptr<UcxLink> UcxTransport::FindLink(ucp_ep_h reply_ep, const FrameHe
 bool UcxTransport::Dispatch(ByteSpan head, const void* data, void* rendezvous, size_t bytes,
                             ucp_ep_h reply_ep) {
   const Result<FrameHeader> header = DecodeFrameHeader(head);
-  // Less than all: the first piece.
+  // Less than all: the first fragment.
   if (!header || (header->payload_bytes != bytes &&
                   (rendezvous != nullptr || bytes == 0 || bytes > header->payload_bytes))) {
     Reject(reply_ep, header ? fmt::format("{} bytes came, the header says {}", bytes, header->payload_bytes)
@@ -565,7 +565,7 @@ bool UcxTransport::Dispatch(ByteSpan head, const void* data, void* rendezvous, s
   const uint64_t payload_bytes = header->payload_bytes;
   if (payload_bytes > bytes) {
     if (link->arriving_.open()) {
-      Reject(reply_ep, "a frame before the pieces of the one before");
+      Reject(reply_ep, "a frame before the fragments of the one before");
       return false;
     }
     link->arriving_.Begin(payload_bytes, bytes);  // To be dropped, unless somebody wants them.
@@ -589,7 +589,7 @@ void UcxTransport::StartClose(UcxLink& link) {
   param.flags = UCP_EP_CLOSE_FLAG_FORCE;
   link.close_since_ = clock_.Now();
   std::erase_if(by_reply_ep_, [&](const auto& entry) { return entry.second.get() == &link; });
-  EndPieces(link, UcxFail("receive", UCS_ERR_CANCELED));
+  EndFragments(link, UcxFail("receive", UCS_ERR_CANCELED));
   ucs_status_ptr_t request = ucp_ep_close_nbx(link.ep_, &param);
   link.ep_ = nullptr;
   link.closing_ = UCS_PTR_IS_PTR(request) ? request : nullptr;
@@ -679,7 +679,7 @@ size_t UcxTransport::Poll() {
     const Deferred frame = std::move(deferred_.front());
     deferred_.pop_front();
     if (frame.more) {
-      AddPiece(frame.reply_ep, frame.head, frame.payload);
+      AddFragment(frame.reply_ep, frame.head, frame.payload);
       continue;
     }
     const bool used = Dispatch(frame.head, frame.rendezvous == nullptr ? frame.payload.data() : nullptr,

@@ -522,11 +522,12 @@ void Engine::OnData(Wire& wire, const FrameHeader& header, Incoming& payload) {
     }
     EndWire(ended);
   };
-  if (copier != nullptr && payload.ReceivePieces([copier](ByteSpan piece) { copier->Add(piece); },
-                                                 [copier, ended_with](const Status& got) {
-                                                   const Status checked = copier->Finish();
-                                                   ended_with(got, &checked);
-                                                 })) {
+  if (copier != nullptr &&
+      payload.ReceiveFragments([copier](ByteSpan fragment) { copier->Add(fragment); },
+                               [copier, ended_with](const Status& got) {
+                                 const Status checked = copier->Finish();
+                                 ended_with(got, &checked);
+                               })) {
     return;
   }
   payload.Receive(where, [ended_with](const Status& got) { ended_with(got, nullptr); });
