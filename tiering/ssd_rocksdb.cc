@@ -20,6 +20,7 @@
 #include "base/check.h"
 #include "base/inbox.h"
 #include "base/log.h"
+#include "tiering/open_segment.h"
 #include "tiering/ssd_database.h"
 #include "tiering/ssd_manifest.h"
 #include "tiering/ssd_movers.h"
@@ -82,7 +83,7 @@ class RocksStore final : public SsdStore {
   int event_fd() const override { return inbox_.event_fd(); }
   bool Arm() override { return inbox_.Arm(); }
   Nanos next_wakeup() const override {
-    return open_.appends.empty() ? INT64_MAX : open_.began + options_.seal_after;
+    return open_.Due(options_.seal_after);
   }
   bool available() const override { return clock_.Now() >= off_until_; }
   std::string why() const override { return available() ? "" : why_; }
@@ -91,17 +92,6 @@ class RocksStore final : public SsdStore {
   void Shutdown(Nanos timeout) override;
 
  private:
-  struct Append1 {
-    SsdEntry entry;
-    ByteSpan record;
-    UniqueFunction<void(Result<SsdLocation>)> done;
-  };
-  struct Open {
-    uint32_t segment = 0;
-    uint64_t bytes = 0;
-    Nanos began = 0;
-    std::vector<Append1> appends;
-  };
   struct Segment {
     uint64_t bytes = 0;
     uint64_t last_read = 0;  // In reads of this store, not in time.
@@ -125,9 +115,9 @@ class RocksStore final : public SsdStore {
     TIERCEL_CHECK(inbox_.Push(std::move(event)));
   }
   void Seal();
-  Status WriteSegment(const Open& segment);
+  Status WriteSegment(const OpenSegment& segment);
   rocksdb::Status DeleteSegmentData(uint32_t number);
-  void SegmentWritten(const std::shared_ptr<Open>& segment, const Status& status);
+  void SegmentWritten(const std::shared_ptr<OpenSegment>& segment, const Status& status);
   void MakeRoom();
   void DropIfIdle(uint32_t number);
   void SwitchOff(const Error& why);
@@ -139,7 +129,7 @@ class RocksStore final : public SsdStore {
   const Clock& clock_;
   std::function<void(const std::vector<SsdEntry>&)> on_dropped_;
   Inbox<Event> inbox_{size_t{1} << 16};
-  Open open_;
+  OpenSegment open_;
   uint32_t next_segment_ = 1;
   uint64_t reads_ = 0;
   uint32_t writing_ = 0;
@@ -266,25 +256,17 @@ Status RocksStore::Append(const SsdEntry& entry, ByteSpan record,
   if (stats_.queued_bytes + record.size() > options_.max_queued_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
-  if (open_.appends.empty()) {
-    open_.began = clock_.Now();
-    open_.segment = next_segment_++;
-  }
   last_generation_ = std::max(last_generation_, entry.generation);
-  open_.appends.push_back({entry, record, std::move(done)});
-  open_.appends.back().entry.where = {open_.segment,
-                                      static_cast<uint32_t>(open_.appends.size() - 1)};
-  open_.bytes += record.size();
+  open_.Add(entry, record, std::move(done), clock_.Now(), &next_segment_);
   stats_.queued_bytes += record.size();
-  if (open_.bytes >= options_.segment_bytes) Seal();
+  if (open_.bytes() >= options_.segment_bytes) Seal();
   return OkStatus();
 }
 
 void RocksStore::Seal() {
-  if (open_.appends.empty()) return;
+  if (open_.empty()) return;
   MakeRoom();
-  auto sealed = std::make_shared<Open>(std::move(open_));
-  open_ = Open();
+  auto sealed = std::make_shared<OpenSegment>(open_.Take());
   ++writing_;
   writers_->Push([this, sealed] {
     Status status = abandon_.load(std::memory_order_relaxed)
@@ -295,13 +277,13 @@ void RocksStore::Seal() {
 }
 
 // On a writer's thread.
-Status RocksStore::WriteSegment(const Open& segment) {
+Status RocksStore::WriteSegment(const OpenSegment& segment) {
   if (resume_.exchange(false)) {
     (void)disk_.data_.db->Resume();  // Whether it helped, the write will tell.
     (void)disk_.index_.db->Resume();
   }
   const std::string path =
-      fmt::format("{}/staging/{}-{}.sst", disk_.options_.path, shard_, segment.segment);
+      fmt::format("{}/staging/{}-{}.sst", disk_.options_.path, shard_, segment.number());
   rocksdb::Options sst = DataOptions(disk_.options_, disk_.direct_io_);
   sst.rate_limiter = disk_.data_.db->GetDBOptions().rate_limiter;
   rocksdb::EnvOptions env;
@@ -320,15 +302,15 @@ Status RocksStore::WriteSegment(const Open& segment) {
   rocksdb::Status status = writer.Open(path);
   if (!status.ok()) return fail(status, "opening a segment");
   std::vector<SsdEntry> entries;
-  entries.reserve(segment.appends.size());
-  for (const Append1& append : segment.appends) {
-    status = writer.Put(DataKey(segment.segment, append.entry.where.slot, &append.entry.key),
+  entries.reserve(segment.appends().size());
+  for (const OpenSegment::Append& append : segment.appends()) {
+    status = writer.Put(DataKey(segment.number(), append.entry.where.slot, &append.entry.key),
                         ToSlice(append.record));
     if (!status.ok()) return fail(status, "writing a segment");
     entries.push_back(append.entry);
   }
-  const std::string manifest = EncodeManifest(segment.segment, entries);
-  status = writer.Put(DataKey(segment.segment, kManifestSlot, nullptr), manifest);
+  const std::string manifest = EncodeManifest(segment.number(), entries);
+  status = writer.Put(DataKey(segment.number(), kManifestSlot, nullptr), manifest);
   if (status.ok()) status = writer.Finish();
   if (!status.ok()) return fail(status, "finishing a segment");
   rocksdb::IngestExternalFileOptions ingest;
@@ -340,11 +322,11 @@ Status RocksStore::WriteSegment(const Open& segment) {
   ingest.verify_checksums_before_ingest = false;
   status = disk_.data_.db->IngestExternalFile(data_family(), {path}, ingest);
   if (!status.ok()) return fail(status, "ingesting a segment");
-  status = disk_.index_.db->Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment.segment),
+  status = disk_.index_.db->Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment.number()),
                                 manifest);
   if (!status.ok()) {
     // It is told as failed, so it must not fill the disk unaccounted.
-    (void)DeleteSegmentData(segment.segment);
+    (void)DeleteSegmentData(segment.number());
     return fail(status, "indexing a segment");
   }
   return OkStatus();
@@ -360,30 +342,27 @@ rocksdb::Status RocksStore::DeleteSegmentData(uint32_t number) {
                                       /*include_end=*/false);
 }
 
-void RocksStore::SegmentWritten(const std::shared_ptr<Open>& written, const Status& status) {
+void RocksStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written, const Status& status) {
   --writing_;
-  stats_.queued_bytes -= written->bytes;
+  stats_.queued_bytes -= written->bytes();
   if (!status) last_write_ = status;
   if (status) {
-    Segment& segment = segments_[written->segment];
-    segment.bytes = written->bytes;
+    Segment& segment = segments_[written->number()];
+    segment.bytes = written->bytes();
     segment.last_read = reads_;
-    for (const Append1& append : written->appends) segment.entries.push_back(append.entry);
-    stats_.used_bytes += written->bytes;
-    stats_.written_bytes += written->bytes;
+    for (const auto& append : written->appends()) segment.entries.push_back(append.entry);
+    stats_.used_bytes += written->bytes();
+    stats_.written_bytes += written->bytes();
   } else {
     ++stats_.failed_writes;
     if (!abandon_) SwitchOff(status.error());
   }
-  for (Append1& append : written->appends) {
-    append.done(status ? Result<SsdLocation>(append.entry.where)
-                       : Result<SsdLocation>(tl::unexpected<Error>(status.error())));
-  }
+  written->Answer(status);
   FinishFlushes();
 }
 
 void RocksStore::FinishFlushes() {
-  if (writing_ > 0 || !open_.appends.empty()) return;
+  if (writing_ > 0 || !open_.empty()) return;
   auto flushes = std::exchange(flushes_, {});
   for (auto& done : flushes) done(last_write_);
   last_write_ = OkStatus();
@@ -597,8 +576,7 @@ Status RocksStore::CorruptForTest(const SsdEntry& entry, uint64_t bit) {
 }
 
 size_t RocksStore::Poll() {
-  if (!shut_down_ && !open_.appends.empty() && clock_.Now() - open_.began >= options_.seal_after)
-    Seal();
+  if (!shut_down_ && clock_.Now() >= open_.Due(options_.seal_after)) Seal();
   return inbox_.Drain([](Event&& event) { event(); });
 }
 
@@ -625,11 +603,9 @@ void RocksStore::Shutdown(Nanos timeout) {
   readers_.reset();
   while (Poll() > 0) {
   }
-  Open unwritten = std::exchange(open_, {});
-  stats_.queued_bytes -= unwritten.bytes;
-  for (Append1& append : unwritten.appends) {
-    append.done(Fail(Code::kUnavailable, "shut down before it was written"));
-  }
+  OpenSegment unwritten = open_.Take();
+  stats_.queued_bytes -= unwritten.bytes();
+  unwritten.Answer(Fail(Code::kUnavailable, "shut down before it was written"));
   for (auto& done : std::exchange(flushes_, {})) done(Fail(Code::kUnavailable, "shutting down"));
 }
 

@@ -56,57 +56,46 @@ Status MemorySsdStore::Append(const SsdEntry& entry, ByteSpan record,
   if (stats_.queued_bytes + record.size() > options_.max_queued_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
-  if (open_.appends.empty()) {
-    open_.began = clock_.Now();
-    open_.segment = next_segment_++;
-  }
   last_generation_ = std::max(last_generation_, entry.generation);
-  open_.appends.push_back({entry, record, std::move(done)});
-  open_.appends.back().entry.where = {open_.segment,
-                                      static_cast<uint32_t>(open_.appends.size() - 1)};
-  open_.bytes += record.size();
+  open_.Add(entry, record, std::move(done), clock_.Now(), &next_segment_);
   stats_.queued_bytes += record.size();
-  if (open_.bytes >= options_.segment_bytes) Seal();
+  if (open_.bytes() >= options_.segment_bytes) Seal();
   return OkStatus();
 }
 
 void MemorySsdStore::Seal() {
-  if (open_.appends.empty()) return;
+  if (open_.empty()) return;
   MakeRoom();
-  auto sealed = std::make_shared<Open>(std::move(open_));
-  open_ = Open();
+  auto sealed = std::make_shared<OpenSegment>(open_.Take());
   writing_.push_back(sealed);
-  At(Busy(sealed->bytes), [this, sealed] {
+  At(Busy(sealed->bytes()), [this, sealed] {
     std::erase(writing_, sealed);
     const Status status =
         crashed_ || shut_down_ ? Fail(Code::kUnavailable, "the disk is gone") : Store(*sealed);
-    stats_.queued_bytes -= sealed->bytes;
+    stats_.queued_bytes -= sealed->bytes();
     if (status) {
-      stats_.used_bytes += sealed->bytes;
-      stats_.written_bytes += sealed->bytes;
+      stats_.used_bytes += sealed->bytes();
+      stats_.written_bytes += sealed->bytes();
     } else {
       last_write_ = status;
       ++stats_.failed_writes;
       why_ = status.error().message;
       off_until_ = clock_.Now() + kRetryAfter;
     }
-    for (Waiting& append : sealed->appends) {
-      append.done(status ? Result<SsdLocation>(append.entry.where)
-                         : Result<SsdLocation>(tl::unexpected<Error>(status.error())));
-    }
+    sealed->Answer(status);
     FinishFlushes();
   });
 }
 
-Status MemorySsdStore::Store(const Open& segment) {
-  if (disk_.bytes() + segment.bytes > disk_.quota)
+Status MemorySsdStore::Store(const OpenSegment& segment) {
+  if (disk_.bytes() + segment.bytes() > disk_.quota)
     return Fail(Code::kUnavailable, "no space left on device");
-  MemoryDisk::Segment& stored = disk_.segments[segment.segment];
-  for (const Waiting& append : segment.appends) {
+  MemoryDisk::Segment& stored = disk_.segments[segment.number()];
+  for (const OpenSegment::Append& append : segment.appends()) {
     stored.entries.push_back(append.entry);
     stored.records.emplace_back(append.record.begin(), append.record.end());
   }
-  last_read_[segment.segment] = reads_;
+  last_read_[segment.number()] = reads_;
   return OkStatus();
 }
 
@@ -177,7 +166,7 @@ void MemorySsdStore::Flush(UniqueFunction<void(Status)> done) {
 }
 
 void MemorySsdStore::FinishFlushes() {
-  if (!writing_.empty() || !open_.appends.empty()) return;
+  if (!writing_.empty() || !open_.empty()) return;
   auto flushes = std::exchange(flushes_, {});
   const Status status = std::exchange(last_write_, OkStatus());
   for (auto& done : flushes) done(status);
@@ -215,7 +204,7 @@ void MemorySsdStore::Verify(UniqueFunction<void(Result<VerifyReport>)> done) {
 }
 
 size_t MemorySsdStore::Poll() {
-  if (!open_.appends.empty() && clock_.Now() - open_.began >= options_.seal_after) Seal();
+  if (clock_.Now() >= open_.Due(options_.seal_after)) Seal();
   size_t happened = 0;
   while (!events_.empty() && events_.begin()->first <= clock_.Now()) {
     auto event = std::move(events_.begin()->second);
@@ -227,7 +216,7 @@ size_t MemorySsdStore::Poll() {
 }
 
 Nanos MemorySsdStore::next_wakeup() const {
-  const Nanos seal = open_.appends.empty() ? INT64_MAX : open_.began + options_.seal_after;
+  const Nanos seal = open_.Due(options_.seal_after);
   return events_.empty() ? seal : std::min(seal, events_.begin()->first);
 }
 
@@ -267,10 +256,8 @@ void MemorySsdStore::Shutdown(Nanos timeout) {
     event();
   }
   shut_down_ = true;
-  Open unwritten = std::exchange(open_, {});
-  for (Waiting& append : unwritten.appends) {
-    append.done(Fail(Code::kUnavailable, "shut down before it was written"));
-  }
+  OpenSegment unwritten = open_.Take();
+  unwritten.Answer(Fail(Code::kUnavailable, "shut down before it was written"));
   for (auto& done : std::exchange(flushes_, {})) done(Fail(Code::kUnavailable, "shutting down"));
 }
 

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "base/random.h"
+#include "tiering/open_segment.h"
 #include "tiering/ssd_store.h"
 
 namespace tiercel {
@@ -80,22 +81,11 @@ class MemorySsdStore final : public SsdStore {
   void Shutdown(Nanos timeout) override;
 
  private:
-  struct Waiting {
-    SsdEntry entry;
-    ByteSpan record;
-    UniqueFunction<void(Result<SsdLocation>)> done;
-  };
-  struct Open {
-    uint32_t segment = 0;
-    uint64_t bytes = 0;
-    Nanos began = 0;
-    std::vector<Waiting> appends;
-  };
 
   void At(Nanos when, UniqueFunction<void()> event) { events_.emplace(when, std::move(event)); }
   Nanos Busy(uint64_t bytes);  // When the disk has moved so many more bytes.
   void Seal();
-  Status Store(const Open& segment);
+  Status Store(const OpenSegment& segment);
   void MakeRoom();
   void FinishFlushes();
   Status ReadNow(const SsdEntry& entry, MutableByteSpan dst);
@@ -107,8 +97,8 @@ class MemorySsdStore final : public SsdStore {
   SplitMix64 random_;
   std::function<void(const std::vector<SsdEntry>&)> on_dropped_;
   std::multimap<Nanos, UniqueFunction<void()>> events_;
-  Open open_;
-  std::vector<std::shared_ptr<Open>> writing_;
+  OpenSegment open_;
+  std::vector<std::shared_ptr<OpenSegment>> writing_;
   std::vector<UniqueFunction<void(Status)>> flushes_;
   Status last_write_;
   std::map<uint32_t, uint64_t> last_read_;  // segment -> in reads of this store
