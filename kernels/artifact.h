@@ -27,6 +27,7 @@
 #include "base/bytes.h"
 #include "base/result.h"
 #include "kernels/codec.h"
+#include "kernels/rope_core.h"
 #include "proto/types.h"
 
 namespace tiercel {
@@ -38,8 +39,6 @@ inline constexpr size_t kArtifactEntryBytes = 32;
 inline constexpr uint64_t kMaxArtifactBytes = uint64_t{1} << 30;
 inline constexpr uint32_t kMaxTransform = 1024;  // Dimensions of a group.
 inline constexpr uint8_t kWholeLayer = 255;      // Group: all heads together (EC-X).
-
-enum class RopeStyle : uint8_t { kHalves = 0, kNeighbours = 1 };
 
 // Of one group of n dimensions: x = (scale * step) * (synthesis * q) + mean, q = analysis * (x - mean) / step.
 struct KltTransform {
