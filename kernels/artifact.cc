@@ -173,7 +173,16 @@ Status Artifact::ReadTransform(const Entry& entry) {
   if (std::any_of(transform.scale.begin(), transform.scale.end(), [](float s) { return s == 0; })) return Bad("{}: a scale is 0", entry.name());
   transform.synthesis = {reinterpret_cast<const int8_t*>(bytes_.data() + entry.offset + 8 * n), n * n};
   TIERCEL_ASSIGN(transform.analysis, Floats(entry.offset + 8 * n + matrix, n * n, "analysis"));
-  transforms_[{entry.layer, entry.kind, entry.group}] = transform;
+  const uint32_t row = transform.row_pairs();
+  transform.pairs.resize(n * row);
+  for (uint64_t j = 0; j < n; ++j) {
+    for (uint64_t c = 0; c < n; ++c) {
+      const auto half = static_cast<uint32_t>(static_cast<uint16_t>(int16_t{transform.synthesis[j * n + c]}));
+      int32_t& pair = transform.pairs[j * row + c / 2];
+      pair = static_cast<int32_t>(static_cast<uint32_t>(pair) | half << (c % 2 * 16));
+    }
+  }
+  transforms_[{entry.layer, entry.kind, entry.group}] = std::move(transform);
   return OkStatus();
 }
 

@@ -47,6 +47,8 @@ struct KltTransform {
   std::span<const float> scale;       // [n]
   std::span<const int8_t> synthesis;  // [n][n]: dimension, coefficient.
   std::span<const float> analysis;    // [n][n]: coefficient, dimension.
+  std::vector<int32_t> pairs;         // [n][row_pairs]: synthesis as two int16 a word, low half first.
+  uint32_t row_pairs() const { return (n + 1) / 2; }
 };
 
 struct QualityStep {

@@ -100,6 +100,10 @@ const Codec* FindCodec(CodecId id) {
       return &LlfCodec();
     case CodecId::kLle:
       return &LleCodec();
+    case CodecId::kEcK:
+      return &EcKCodec();
+    case CodecId::kEcX:
+      return &EcXCodec();
     default:
       return nullptr;
   }

@@ -74,10 +74,17 @@ struct SegmentShape {
   uint64_t block_offset = 0;  // Of this plane in the canonical bytes of the layers at hand.
 };
 
+class Artifact;
+
 struct CodecContext {
   MutableByteSpan scratch;  // At least scratch_bytes(shape).
-  ByteSpan artifact;        // For codecs that need one.
+  const Artifact* artifact = nullptr;  // For codecs that need one.
   uint64_t pos0 = 0;        // Absolute position of the segment's first token.
+  uint32_t first_head = 0;  // Of the model's heads, the segment's first: where ranks share a layer.
+  // Encoders of several classes:
+  QualityClass quality = QualityClass::kExact;  // The one asked for.
+  float step = 0;                               // Instead of the class's own, where not 0.
+  uint32_t exact_tokens = 0;                    // So many from the first stay as they are.
 };
 
 struct EncodedSegment {
@@ -120,6 +127,8 @@ CodecId ResolveCodec(CodecId id, Dtype dtype);
 const Codec& RawCodec();
 const Codec& LlfCodec();
 const Codec& LleCodec();
+const Codec& EcKCodec();
+const Codec& EcXCodec();
 
 }  // namespace tiercel
 

@@ -235,7 +235,7 @@ Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint3
   const MutableByteSpan whole = sink.Whole(sink_index, sink_shape);
   const bool scattered = whole.data() == nullptr && shape.raw_bytes != 0;
   const MutableByteSpan scratch = Scratch(scratch_bytes + (scattered ? step : 0));
-  const CodecContext context{scratch.first(scratch_bytes), {}, record.pos0};
+  const CodecContext context{.scratch = scratch.first(scratch_bytes), .pos0 = record.pos0};
   DigestStream digest;
   for (uint64_t at = 0; at < shape.raw_bytes; at += step) {
     const uint64_t size = std::min(step, shape.raw_bytes - at);
@@ -336,7 +336,7 @@ Result<uint64_t> EncodeRecordFrom(const RecordSpec& spec, CodecId codec_id,
         source.Read(i, shape, 0, scratch.subspan(scratch_bytes));
         raw = scratch.subspan(scratch_bytes);
       }
-      smaller = codec->Encode(shape, raw, to, {scratch.first(scratch_bytes), {}, spec.pos0});
+      smaller = codec->Encode(shape, raw, to, {.scratch = scratch.first(scratch_bytes), .pos0 = spec.pos0});
     }
     if (smaller) {
       used = codec_id;

@@ -1,0 +1,167 @@
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "kernels/klt_core.h"
+#include "kernels/klt_loops.h"
+
+#define TIERCEL_AVX2 __attribute__((target("avx2,fma")))
+
+namespace tiercel::klt {
+namespace {
+
+// kRows coefficients of 16 tokens at once.
+template <uint32_t kRows>
+TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const float* x, size_t stride,
+                                     __m256 inverse, int16_t* q) {
+  __m256 sum[kRows][2];
+  for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm256_setzero_ps();
+  for (uint32_t j = 0; j < n; ++j) {
+    const __m256 a = _mm256_loadu_ps(x + j * stride);
+    const __m256 b = _mm256_loadu_ps(x + j * stride + 8);
+    for (uint32_t k = 0; k < kRows; ++k) {
+      const __m256 w = _mm256_set1_ps(analysis[size_t{k} * n + j]);
+      sum[k][0] = _mm256_fmadd_ps(w, a, sum[k][0]);
+      sum[k][1] = _mm256_fmadd_ps(w, b, sum[k][1]);
+    }
+  }
+  const __m256 most = _mm256_set1_ps(static_cast<float>(kMaxCoefficient));
+  const __m256 least = _mm256_set1_ps(static_cast<float>(-kMaxCoefficient));
+  for (uint32_t k = 0; k < kRows; ++k) {
+    __m256i whole[2];
+    for (uint32_t half = 0; half < 2; ++half) {
+      whole[half] = _mm256_cvtps_epi32(
+          _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(sum[k][half], inverse), most), least));
+    }
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k * stride), packed);
+  }
+}
+
+TIERCEL_AVX2 void Analyse(uint32_t n, const float* analysis, const float* x, size_t stride,
+                          float inverse_step, int16_t* q) {
+  const __m256 inverse = _mm256_set1_ps(inverse_step);
+  for (size_t t = 0; t < stride; t += 16) {
+    uint32_t c = 0;
+    for (; c + 4 <= n; c += 4) {
+      AnalyseRows<4>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
+    }
+    for (; c < n; ++c) {
+      AnalyseRows<1>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
+    }
+  }
+}
+
+template <uint32_t kRows>
+TIERCEL_AVX2 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+                                        uint32_t count, const int32_t* room, const float* factor,
+                                        const float* mean, float* x, size_t stride) {
+  __m256i sum[kRows][2];
+  for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm256_setzero_si256();
+  for (uint32_t i = 0; i < count; ++i) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(room + size_t{i} * 16));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(room + size_t{i} * 16 + 8));
+    const int32_t* at = pairs + active[i];
+    for (uint32_t k = 0; k < kRows; ++k) {
+      const __m256i w = _mm256_set1_epi32(at[size_t{k} * row_pairs]);
+      sum[k][0] = _mm256_add_epi32(sum[k][0], _mm256_madd_epi16(a, w));
+      sum[k][1] = _mm256_add_epi32(sum[k][1], _mm256_madd_epi16(b, w));
+    }
+  }
+  for (uint32_t k = 0; k < kRows; ++k) {
+    for (uint32_t half = 0; half < 2; ++half) {
+      const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[k][half]), _mm256_set1_ps(factor[k]));
+      _mm256_storeu_ps(x + k * stride + half * 8, _mm256_add_ps(scaled, _mm256_set1_ps(mean[k])));
+    }
+  }
+}
+
+TIERCEL_AVX2 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+                             uint32_t count, const int16_t* q, size_t stride, const float* factor,
+                             const float* mean, int32_t* room, float* x) {
+  for (size_t t = 0; t < stride; t += 16) {
+    for (uint32_t i = 0; i < count; ++i) {
+      const int16_t* low = q + size_t{active[i]} * 2 * stride + t;
+      const bool last = uint32_t{active[i]} * 2 + 1 == n;  // An odd n has no partner there.
+      for (uint32_t half = 0; half < 16; half += 8) {
+        const __m256i a = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low + half)));
+        const __m256i b = last ? _mm256_setzero_si256()
+                               : _mm256_cvtepu16_epi32(_mm_loadu_si128(
+                                     reinterpret_cast<const __m128i*>(low + stride + half)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(room + size_t{i} * 16 + half),
+                            _mm256_or_si256(a, _mm256_slli_epi32(b, 16)));
+      }
+    }
+    uint32_t j = 0;
+    for (; j + 4 <= n; j += 4) {
+      SynthesiseRows<4>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+                        x + j * stride + t, stride);
+    }
+    for (; j < n; ++j) {
+      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+                        x + j * stride + t, stride);
+    }
+  }
+}
+
+TIERCEL_AVX2 void Rotate(float* a, float* b, const float* cosine, const float* sine, size_t stride, bool back) {
+  const __m256 sign = _mm256_set1_ps(back ? -0.0f : 0.0f);
+  for (size_t t = 0; t < stride; t += 8) {
+    const __m256 x = _mm256_loadu_ps(a + t);
+    const __m256 y = _mm256_loadu_ps(b + t);
+    const __m256 c = _mm256_loadu_ps(cosine + t);
+    const __m256 s = _mm256_xor_ps(_mm256_loadu_ps(sine + t), sign);
+    _mm256_storeu_ps(a + t, _mm256_sub_ps(_mm256_mul_ps(x, c), _mm256_mul_ps(y, s)));
+    _mm256_storeu_ps(b + t, _mm256_add_ps(_mm256_mul_ps(y, c), _mm256_mul_ps(x, s)));
+  }
+}
+
+TIERCEL_AVX2 bool LoadBf16(const uint16_t* values, size_t count, size_t stride, float* x) {
+  bool finite = true;
+  size_t t = 0;
+  const __m256i exponent = _mm256_set1_epi32(0x7f800000);
+  __m256i wild = _mm256_setzero_si256();
+  for (; t + 8 <= count; t += 8) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values + t));
+    const __m256i wide = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16);
+    wild = _mm256_or_si256(wild, _mm256_cmpeq_epi32(_mm256_and_si256(wide, exponent), exponent));
+    _mm256_storeu_ps(x + t, _mm256_castsi256_ps(wide));
+  }
+  for (; t < count; ++t) {
+    finite = finite && (values[t] & 0x7f80u) != 0x7f80u;
+    x[t] = FromBf16(values[t]);
+  }
+  for (; t < stride; ++t) x[t] = 0;
+  return finite && _mm256_testz_si256(wild, wild) != 0;
+}
+
+TIERCEL_AVX2 void StoreBf16(const float* x, size_t stride, uint16_t* values) {
+  const __m256i half = _mm256_set1_epi32(0x7fff);
+  const __m256i one = _mm256_set1_epi32(1);
+  const __m256i infinite = _mm256_set1_epi32(0x7f80);
+  for (size_t t = 0; t < stride; t += 16) {
+    __m256i rounded[2];
+    for (size_t k = 0; k < 2; ++k) {
+      const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + t + k * 8));
+      const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+      rounded[k] = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, half), odd), 16);
+      const __m256i over = _mm256_cmpeq_epi32(_mm256_and_si256(rounded[k], half), infinite);
+      rounded[k] = _mm256_add_epi32(rounded[k], over);  // Minus one.
+    }
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(rounded[0], rounded[1]), 0xd8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + t), packed);
+  }
+}
+
+TIERCEL_AVX2 void Add(float* x, size_t stride, float what) {
+  const __m256 w = _mm256_set1_ps(what);
+  for (size_t t = 0; t < stride; t += 8) _mm256_storeu_ps(x + t, _mm256_add_ps(_mm256_loadu_ps(x + t), w));
+}
+
+}  // namespace
+
+Fns Avx2Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Add}; }
+
+}  // namespace tiercel::klt
+
+#endif  // __x86_64__

@@ -1,0 +1,155 @@
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+#include "kernels/klt_core.h"
+#include "kernels/klt_loops.h"
+
+#define TIERCEL_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
+
+namespace tiercel::klt {
+namespace {
+
+// kRows coefficients of 32 tokens at once.
+template <uint32_t kRows>
+TIERCEL_AVX512 inline void AnalyseRows(uint32_t n, const float* analysis, const float* x, size_t stride,
+                                       __m512 inverse, int16_t* q) {
+  __m512 sum[kRows][2];
+  for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm512_setzero_ps();
+  for (uint32_t j = 0; j < n; ++j) {
+    const __m512 a = _mm512_loadu_ps(x + j * stride);
+    const __m512 b = _mm512_loadu_ps(x + j * stride + 16);
+    for (uint32_t k = 0; k < kRows; ++k) {
+      const __m512 w = _mm512_set1_ps(analysis[size_t{k} * n + j]);
+      sum[k][0] = _mm512_fmadd_ps(w, a, sum[k][0]);
+      sum[k][1] = _mm512_fmadd_ps(w, b, sum[k][1]);
+    }
+  }
+  const __m512 most = _mm512_set1_ps(static_cast<float>(kMaxCoefficient));
+  const __m512 least = _mm512_set1_ps(static_cast<float>(-kMaxCoefficient));
+  for (uint32_t k = 0; k < kRows; ++k) {
+    for (uint32_t half = 0; half < 2; ++half) {
+      const __m512 scaled = _mm512_max_ps(_mm512_min_ps(_mm512_mul_ps(sum[k][half], inverse), most), least);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k * stride + half * 16),
+                          _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(scaled)));
+    }
+  }
+}
+
+TIERCEL_AVX512 void Analyse(uint32_t n, const float* analysis, const float* x, size_t stride,
+                            float inverse_step, int16_t* q) {
+  const __m512 inverse = _mm512_set1_ps(inverse_step);
+  for (size_t t = 0; t < stride; t += 32) {
+    uint32_t c = 0;
+    for (; c + 8 <= n; c += 8) {
+      AnalyseRows<8>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
+    }
+    for (; c < n; ++c) {
+      AnalyseRows<1>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
+    }
+  }
+}
+
+template <uint32_t kRows>
+TIERCEL_AVX512 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+                                          uint32_t count, const int32_t* room, const float* factor,
+                                          const float* mean, float* x, size_t stride) {
+  __m512i sum[kRows][2];
+  for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm512_setzero_si512();
+  for (uint32_t i = 0; i < count; ++i) {
+    const __m512i a = _mm512_loadu_si512(room + size_t{i} * 32);
+    const __m512i b = _mm512_loadu_si512(room + size_t{i} * 32 + 16);
+    const int32_t* at = pairs + active[i];
+    for (uint32_t k = 0; k < kRows; ++k) {
+      const __m512i w = _mm512_set1_epi32(at[size_t{k} * row_pairs]);
+      sum[k][0] = _mm512_add_epi32(sum[k][0], _mm512_madd_epi16(a, w));
+      sum[k][1] = _mm512_add_epi32(sum[k][1], _mm512_madd_epi16(b, w));
+    }
+  }
+  for (uint32_t k = 0; k < kRows; ++k) {
+    for (uint32_t half = 0; half < 2; ++half) {
+      const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][half]), _mm512_set1_ps(factor[k]));
+      _mm512_storeu_ps(x + k * stride + half * 16, _mm512_add_ps(scaled, _mm512_set1_ps(mean[k])));
+    }
+  }
+}
+
+TIERCEL_AVX512 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+                               uint32_t count, const int16_t* q, size_t stride, const float* factor,
+                               const float* mean, int32_t* room, float* x) {
+  for (size_t t = 0; t < stride; t += 32) {
+    for (uint32_t i = 0; i < count; ++i) {
+      const int16_t* low = q + size_t{active[i]} * 2 * stride + t;
+      const bool last = uint32_t{active[i]} * 2 + 1 == n;  // An odd n has no partner there.
+      for (uint32_t half = 0; half < 32; half += 16) {
+        const __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low + half)));
+        const __m512i b = last ? _mm512_setzero_si512()
+                               : _mm512_cvtepu16_epi32(_mm256_loadu_si256(
+                                     reinterpret_cast<const __m256i*>(low + stride + half)));
+        _mm512_storeu_si512(room + size_t{i} * 32 + half, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
+      }
+    }
+    uint32_t j = 0;
+    for (; j + 8 <= n; j += 8) {
+      SynthesiseRows<8>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+                        x + j * stride + t, stride);
+    }
+    for (; j < n; ++j) {
+      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+                        x + j * stride + t, stride);
+    }
+  }
+}
+
+TIERCEL_AVX512 void Rotate(float* a, float* b, const float* cosine, const float* sine, size_t stride, bool back) {
+  const __m512 sign = _mm512_set1_ps(back ? -0.0f : 0.0f);
+  for (size_t t = 0; t < stride; t += 16) {
+    const __m512 x = _mm512_loadu_ps(a + t);
+    const __m512 y = _mm512_loadu_ps(b + t);
+    const __m512 c = _mm512_loadu_ps(cosine + t);
+    const __m512 s = _mm512_xor_ps(_mm512_loadu_ps(sine + t), sign);
+    _mm512_storeu_ps(a + t, _mm512_sub_ps(_mm512_mul_ps(x, c), _mm512_mul_ps(y, s)));
+    _mm512_storeu_ps(b + t, _mm512_add_ps(_mm512_mul_ps(y, c), _mm512_mul_ps(x, s)));
+  }
+}
+
+TIERCEL_AVX512 bool LoadBf16(const uint16_t* values, size_t count, size_t stride, float* x) {
+  const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+  __mmask16 wild = 0;
+  for (size_t t = 0; t < stride; t += 16) {
+    const size_t left = count > t ? count - t : 0;
+    const auto inside = static_cast<__mmask16>(left >= 16 ? 0xffffu : (1u << left) - 1);
+    const __m256i bits = _mm256_maskz_loadu_epi16(inside, values + t);
+    const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16);
+    wild = static_cast<__mmask16>(wild | _mm512_cmpeq_epi32_mask(_mm512_and_si512(wide, exponent), exponent));
+    _mm512_storeu_ps(x + t, _mm512_castsi512_ps(wide));
+  }
+  return wild == 0;
+}
+
+TIERCEL_AVX512 void StoreBf16(const float* x, size_t stride, uint16_t* values) {
+  const __m512i half = _mm512_set1_epi32(0x7fff);
+  const __m512i one = _mm512_set1_epi32(1);
+  const __m512i infinite = _mm512_set1_epi32(0x7f80);
+  for (size_t t = 0; t < stride; t += 16) {
+    const __m512i bits = _mm512_loadu_si512(x + t);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, half), odd), 16);
+    const __mmask16 over = _mm512_cmpeq_epi32_mask(_mm512_and_si512(rounded, half), infinite);
+    rounded = _mm512_mask_sub_epi32(rounded, over, rounded, one);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + t), _mm512_cvtepi32_epi16(rounded));
+  }
+}
+
+TIERCEL_AVX512 void Add(float* x, size_t stride, float what) {
+  const __m512 w = _mm512_set1_ps(what);
+  for (size_t t = 0; t < stride; t += 16) _mm512_storeu_ps(x + t, _mm512_add_ps(_mm512_loadu_ps(x + t), w));
+}
+
+}  // namespace
+
+Fns Avx512Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Add}; }
+
+}  // namespace tiercel::klt
+
+#endif  // __x86_64__
