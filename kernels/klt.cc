@@ -125,13 +125,8 @@ class Angles {
     const auto rope = artifact.rope();
     cosine_.resize(rope.size() * stride);
     sine_.resize(rope.size() * stride);
-    for (size_t pair = 0; pair < rope.size(); ++pair) {
-      for (size_t t = 0; t < stride; ++t) {
-        const rope::Turned by = rope::Turn((pos0 + t) * rope[pair]);
-        cosine_[pair * stride + t] = by.cosine;
-        sine_[pair * stride + t] = by.sine;
-      }
-    }
+    rope::FillTables({artifact.rope_style(), 0, static_cast<uint32_t>(rope.size() * 2), rope.data()}, pos0,
+                     static_cast<uint32_t>(stride), stride, cosine_.data(), sine_.data());
   }
 
   uint64_t id_ = 0, pos0_ = 0;
