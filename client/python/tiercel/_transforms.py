@@ -1,0 +1,98 @@
+"""The linear algebra of calibration, numpy in float64: rotations, moments, and the transforms of KVA1.
+
+Formulas: docs/artifact-format.md, "How it is measured".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .artifact import HALVES, Transform
+
+_TURN = 2.0**64
+
+
+def turns_of(inverse_frequency: np.ndarray) -> np.ndarray:
+    """Radians a position [pairs] to turns a position times 2^64, u64 [pairs]."""
+    turns = np.asarray(inverse_frequency, np.float64) / (2 * np.pi)
+    return np.array([round(float(t) * _TURN) % (1 << 64) for t in turns], np.uint64)
+
+
+def rotate(x: np.ndarray, turns: np.ndarray, style: int, first: int, back: bool = False) -> np.ndarray:
+    """Rotary embedding of x [..., tokens, dim], whose first token is at position `first`; back: undone.
+
+    Angles are exact: position times turns modulo 2^64, as u64. style: HALVES or NEIGHBOURS.
+    """
+    pairs = len(turns)
+    if not pairs:
+        return x
+    tokens = x.shape[-2]
+    positions = np.arange(first, first + tokens, dtype=np.uint64)
+    angle = (positions[:, None] * np.asarray(turns, np.uint64)).astype(np.float64) * (2 * np.pi / _TURN)
+    cos, sin = np.cos(angle), np.sin(angle) * (-1 if back else 1)
+    if style == HALVES:
+        a, b = slice(0, pairs), slice(pairs, 2 * pairs)
+    else:
+        a, b = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    out = np.array(x, np.result_type(x, np.float32))
+    out[..., a] = x[..., a] * cos - x[..., b] * sin
+    out[..., b] = x[..., b] * cos + x[..., a] * sin
+    return out
+
+
+class Moments:
+    """First and second moments of rows [count, n], summed up."""
+
+    def __init__(self, n: int) -> None:
+        self.count = 0
+        self.sum = np.zeros(n)
+        self.outer = np.zeros((n, n))
+
+    def add(self, rows: np.ndarray) -> None:
+        rows = np.asarray(rows, np.float64)
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.outer += rows.T @ rows
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.sum / max(self.count, 1)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        return self.outer / max(self.count, 1) - np.outer(self.mean, self.mean)
+
+    @property
+    def second(self) -> np.ndarray:
+        """E[x x^T], the mean not taken out."""
+        return self.outer / max(self.count, 1)
+
+
+def metric(fisher: np.ndarray, eps: float) -> np.ndarray:
+    """S = (F + eps * mean(diag F))^(1/2), symmetric [n, n]."""
+    regular = fisher + max(eps * float(np.mean(np.diag(fisher))), 1e-300) * np.eye(len(fisher))
+    values, vectors = np.linalg.eigh(regular)
+    return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def klt(mean: np.ndarray, covariance: np.ndarray, fisher: np.ndarray, eps: float) -> Transform:
+    """The transform of a group: analysis U^T S, with U the eigenvectors of S C S by falling variance.
+
+    Its inverse S^-1 U is rounded to int8 with a scale per row (dimension), and analysis is then the exact
+    inverse of what was rounded. mean [n]; covariance and fisher [n, n].
+    """
+    s = metric(fisher, eps)
+    variances, u = np.linalg.eigh(s @ covariance @ s)
+    u = u[:, np.argsort(-variances)]
+    inverse = np.linalg.solve(s, u)
+    scale = np.abs(inverse).max(axis=1) / 127
+    scale = scale.astype(np.float32)
+    synthesis = np.rint(inverse / scale[:, None]).clip(-127, 127).astype(np.int8)
+    analysis = np.linalg.inv(scale.astype(np.float64)[:, None] * synthesis)
+    return Transform(mean.astype(np.float32), scale, synthesis, analysis.astype(np.float32))
+
+
+def head_scales(fisher: np.ndarray, heads: int) -> np.ndarray:
+    """(mean(diag F) of the head)^(-1/2), f32 [heads], from the F of a layer's K or V over all heads."""
+    diagonal = np.diag(fisher).reshape(heads, -1).mean(axis=1)
+    return (np.maximum(diagonal, 1e-30) ** -0.5).astype(np.float32)
