@@ -39,10 +39,18 @@ class EvictionPolicy {
   // Its last pin went.
   virtual void Unpinned(Block& block) = 0;
 
-  // Which block of this name space should go. Of the next few, one that `fits` is taken before an
-  // older one that does not (empty: no wish). Null: none can go.
+  // Which block of this name space should go. Of the next few, one that `fits` and was used
+  // before RecentFrom is taken before an older one that does not (empty: no wish). Null: none can
+  // go.
   using Fits = std::function<bool(const Block&)>;
   virtual Block* Victim(uint32_t name_space, const Fits& fits) = 0;
+  // Visits blocks of this name space that may go and have no child of their run in RAM, in the order
+  // of their stamps, until a visit returns false. May leave out the hotter ones of many.
+  using Visit = std::function<bool(Block&)>;
+  virtual void VisitColdest(uint32_t name_space, const Visit& visit) = 0;
+  // Blocks with this stamp or a later one are the most recently used ones: under an eighth of the
+  // name space's bytes in RAM, at least one block.
+  virtual uint64_t RecentFrom(uint32_t name_space) const = 0;
 
   virtual uint64_t size() const = 0;
 };
@@ -55,12 +63,17 @@ class TailFirstLru final : public EvictionPolicy {
   void Touch(Block& block) override;
   void Unpinned(Block& block) override;
   Block* Victim(uint32_t name_space, const Fits& fits) override;
+  void VisitColdest(uint32_t name_space, const Visit& visit) override;
+  uint64_t RecentFrom(uint32_t name_space) const override;
   uint64_t size() const override { return size_; }
 
  private:
   struct List {
     Block* coldest = nullptr;
     Block* hottest = nullptr;
+    Block* oldest_recent = nullptr;  // Null: no recent block.
+    uint64_t bytes = 0;
+    uint64_t recent_bytes = 0;       // From oldest_recent on.
     bool stuck = false;  // Nothing in it can go until something is unpinned or added.
   };
   void PushHottest(List& list, Block& block);

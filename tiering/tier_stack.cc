@@ -4,11 +4,21 @@
 
 #include <algorithm>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include "base/check.h"
 
 namespace tiercel {
+
+namespace {
+
+// Neighbours that the choice of a hole looks at before it takes the best so far: where that would
+// evict a block that was used recently, and where it would not.
+constexpr uint32_t kMaxLooks = 1024;
+constexpr uint32_t kMaxLooksWhenCold = 64;
+
+}  // namespace
 
 // ---- handles -----------------------------------------------------------------------------------
 
@@ -441,42 +451,84 @@ bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
     evicted_since_look_ = 0;
     if (TakeSlab(name_space, victim->stamp)) return true;
   }
-  if (fits(*victim) || !MakeHole(victim, bytes)) DropHostCopy(victim);
+  if (fits(*victim) || !MakeHole(name_space, bytes)) DropHostCopy(victim);
   return true;
 }
 
-// Evicts a block and neighbours of it, the colder side first, until `bytes` lie free together.
-// False, and nothing is done, when something in the way cannot go.
-bool TierStack::MakeHole(Block* around, uint64_t bytes) {
-  const uint32_t slab = around->host.slab;
-  uint64_t begin = around->host.offset;
-  uint64_t end = begin + around->host.bytes;
-  std::vector<Block*> out = {around};
+// Evicts blocks that lie together, `bytes` or more of them with the free runs between: of such holes
+// the one whose most recently used block was used longest ago. Seeds are tried coldest first, until
+// the next is no colder than the best hole's hottest block: a hole without a hotter block has a
+// colder seed in it, so none that is better is left. False, and nothing is done, when no seed grows
+// to a hole.
+//
+// The best so far is taken after kMaxLooksWhenCold once it has no recently used block in it
+// (EvictionPolicy::RecentFrom), and in any case after kMaxLooks. A seed looks at one neighbour a
+// block and free run of its hole and at two more, and gives up at one hotter than the best's.
+bool TierStack::MakeHole(uint32_t name_space, uint64_t bytes) {
+  std::vector<Block*> best;
+  std::vector<Block*> hole;
+  uint64_t hottest = UINT64_MAX;
+  const uint64_t recent = policy_->RecentFrom(name_space);
+  uint32_t looks = 0;
+  policy_->VisitColdest(name_space, [&](Block& seed) {
+    if (seed.stamp >= hottest) return false;
+    const uint64_t its_hottest = GrowHole(&seed, bytes, hottest, &hole, &looks);
+    if (its_hottest < hottest) {
+      hottest = its_hottest;
+      best.swap(hole);
+    }
+    return looks < (hottest < recent ? kMaxLooksWhenCold : kMaxLooks);
+  });
+  for (Block* block : best) DropHostCopy(block);
+  return !best.empty();
+}
+
+// Which neighbours of a block leave, the colder side first, so that `bytes` lie free together. That
+// order keeps the hottest of them as cold as it can be. Returns its stamp, or UINT64_MAX: something
+// in the way cannot go, or was used no earlier than used_before.
+uint64_t TierStack::GrowHole(Block* seed, uint64_t bytes, uint64_t used_before,
+                             std::vector<Block*>* hole, uint32_t* looks) const {
+  const uint32_t slab = seed->host.slab;
+  uint64_t begin = seed->host.offset;
+  uint64_t end = begin + seed->host.bytes;
+  uint64_t hottest = seed->stamp;
+  const auto age = [](const HostArena::Neighbour& side) -> uint64_t {
+    if (side.bytes == 0) return UINT64_MAX;
+    if (side.free) return 0;
+    if (side.owner == nullptr || !EvictionPolicy::CanGo(*side.owner)) return UINT64_MAX;
+    return side.owner->stamp;
+  };
+  hole->assign(1, seed);
+  auto before = arena_->Before(slab, begin);
+  auto after = arena_->After(slab, end);
+  *looks += 2;
   while (end - begin < bytes) {
-    const auto before = arena_->Before(slab, begin);
-    const auto after = arena_->After(slab, end);
-    const auto age = [](const HostArena::Neighbour& side) -> uint64_t {
-      if (side.bytes == 0) return UINT64_MAX;
-      if (side.free) return 0;
-      if (side.owner == nullptr || !EvictionPolicy::CanGo(*side.owner)) return UINT64_MAX;
-      return side.owner->stamp;
-    };
     const uint64_t age_before = age(before);
     const uint64_t age_after = age(after);
-    if (age_before == UINT64_MAX && age_after == UINT64_MAX) return false;
-    const HostArena::Neighbour& side = age_before < age_after ? before : after;
-    (age_before < age_after ? begin : end) =
-        age_before < age_after ? side.offset : side.offset + side.bytes;
-    if (side.owner != nullptr) out.push_back(side.owner);
+    if (std::min(age_before, age_after) >= used_before) return UINT64_MAX;
+    HostArena::Neighbour& side = age_before < age_after ? before : after;
+    hottest = std::max(hottest, age(side));
+    if (side.owner != nullptr) hole->push_back(side.owner);
+    if (age_before < age_after) {
+      begin = side.offset;
+      side = arena_->Before(slab, begin);
+    } else {
+      end = side.offset + side.bytes;
+      side = arena_->After(slab, end);
+    }
+    ++*looks;
   }
-  for (const Block* block : out) {
-    uint32_t children = 0;
-    for (const Block* other : out)
-      children += other->counted && other->parent == block->key ? 1u : 0u;
-    if (block->resident_children > children) return false;
+  // A parent goes only with all of its children.
+  std::unordered_map<BlockKey, uint32_t, BlockKeyHash> children;
+  for (const Block* block : *hole) {
+    if (block->counted) ++children[block->parent];
   }
-  for (Block* block : out) DropHostCopy(block);
-  return true;
+  for (const Block* block : *hole) {
+    if (block->resident_children == 0) continue;
+    const auto going = children.find(block->key);
+    if (going == children.end() || block->resident_children > going->second) return UINT64_MAX;
+  }
+  return hottest;
 }
 
 // Empties the slab of another name space whose blocks were used longest ago, on average, if that

@@ -230,7 +230,9 @@ class TierStack {
                 MissReason* reason) const;
   Result<Extent> AllocateEvicting(uint64_t bytes, uint32_t name_space);
   bool EvictFor(uint64_t bytes, uint32_t name_space);
-  bool MakeHole(Block* around, uint64_t bytes);
+  bool MakeHole(uint32_t name_space, uint64_t bytes);
+  uint64_t GrowHole(Block* seed, uint64_t bytes, uint64_t used_before, std::vector<Block*>* hole,
+                    uint32_t* looks) const;
   bool TakeSlab(uint32_t name_space, uint64_t used_before);
   void EnterRam(Block* block);
   void LeaveRam(Block* block);

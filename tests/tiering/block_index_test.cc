@@ -127,7 +127,10 @@ TEST_F(TailFirstLruTest, TakesOneThatFitsBeforeAnOlderOneThatDoesNot) {
   Block& old = Add(1);
   Add(2);
   Block& fitting = Add(3);
-  EXPECT_EQ(lru_.Victim(1, [&](const Block& block) { return &block == &fitting; }), &fitting);
+  const auto fits = [&](const Block& block) { return &block == &fitting; };
+  EXPECT_EQ(lru_.Victim(1, fits), &old) << "not the one that was used just now";
+  Add(4);
+  EXPECT_EQ(lru_.Victim(1, fits), &fitting);
   EXPECT_EQ(lru_.Victim(1, [](const Block&) { return false; }), &old);
 }
 

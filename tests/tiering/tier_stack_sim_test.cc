@@ -215,6 +215,40 @@ TEST_F(TierStackSimTest, ALargeRecordMakesItsHoleFromNeighbours) {
   EXPECT_LE(before - stack_->stats().host_blocks + 1, 70u) << "64 neighbours are enough";
 }
 
+TEST_F(TierStackSimTest, WhatWasJustStoredStaysWhileAColderHoleCanBeMade) {
+  for (const bool touched : {false, true}) {
+    for (const size_t bytes : {20'000u, 32'000u, 48'000u, 80'000u}) {
+      SCOPED_TRACE(::testing::Message() << bytes << (touched ? " touched" : " in order"));
+      Open({.host = 8 * kMiB, .with_ssd = false});
+      SplitMix64 random(5);
+      // Full of blocks in the order of their places, or used since in an order of its own.
+      for (uint64_t n = 0; n < 512; ++n) ASSERT_TRUE(Put(Info(n), n, 16'000));
+      ASSERT_EQ(stack_->stats().evicted, 0u);
+      for (int i = 0; touched && i < 2000; ++i) stack_->Touch(kSpace, {KeyOf(random.Below(512))});
+      constexpr uint64_t kFirst = 1000;
+      const uint64_t eighth = kMiB / bytes;  // Of RAM.
+      for (uint64_t n = kFirst; n < kFirst + 300; ++n) {
+        ASSERT_TRUE(Put(Info(n), n, bytes));
+        for (uint64_t newer = n - std::min(n - kFirst, eighth); newer <= n; ++newer) {
+          ASSERT_EQ(Where(newer), Tier::kHost) << "block " << newer << " after " << n;
+        }
+      }
+    }
+  }
+}
+
+TEST_F(TierStackSimTest, AmongFewBlocksTheNewestIsNotTheOneThatHasTheRightSize) {
+  Open({.with_ssd = false});
+  for (uint64_t n = 0; n < 40; ++n) ASSERT_TRUE(Put(Info(n), n, 100'000));
+  ASSERT_EQ(stack_->stats().evicted, 0u);
+  for (uint64_t n = 100; n < 112; ++n) {
+    ASSERT_TRUE(Put(Info(n), n, 300'000));
+    for (uint64_t newer = std::max<uint64_t>(100, n - 1); newer <= n; ++newer) {
+      ASSERT_EQ(Where(newer), Tier::kHost) << "block " << newer << " after " << n;
+    }
+  }
+}
+
 TEST_F(TierStackSimTest, LosesAtMostATwentiethOfRamToFragmentationOnMixedSizes) {
   Open({.host = 64 * kMiB, .slab = 32 * kMiB, .with_ssd = false});
   SplitMix64 random(2);
