@@ -1,0 +1,50 @@
+// What a kernel's source says instead of CUDA's own words, so that the same source runs on the CPU in
+// tests. With nvcc each is the CUDA word it names.
+//
+// A kernel is a template or inline function marked TIERCEL_KERNEL; warps are 32 lanes, and every live lane
+// of a warp takes part in its operations.
+#ifndef TIERCEL_KERNELS_CUDA_DEVICE_H_
+#define TIERCEL_KERNELS_CUDA_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+
+#define TIERCEL_KERNEL __global__
+#define TIERCEL_DEVICE __device__ __forceinline__
+
+namespace tiercel::gpu {
+
+TIERCEL_DEVICE uint32_t ThreadX() { return threadIdx.x; }
+TIERCEL_DEVICE uint32_t BlockX() { return blockIdx.x; }
+TIERCEL_DEVICE uint32_t BlockY() { return blockIdx.y; }
+TIERCEL_DEVICE uint32_t BlockSizeX() { return blockDim.x; }
+TIERCEL_DEVICE uint32_t GridSizeX() { return gridDim.x; }
+TIERCEL_DEVICE void SyncThreads() { __syncthreads(); }
+TIERCEL_DEVICE void SyncWarp() { __syncwarp(); }
+TIERCEL_DEVICE uint32_t Ballot(bool what) { return __ballot_sync(0xffffffffu, what); }
+TIERCEL_DEVICE uint32_t Shuffle(uint32_t value, uint32_t lane) { return __shfl_sync(0xffffffffu, value, static_cast<int>(lane)); }
+TIERCEL_DEVICE uint64_t Shuffle(uint64_t value, uint32_t lane) {
+  return __shfl_sync(0xffffffffu, static_cast<unsigned long long>(value), static_cast<int>(lane));
+}
+TIERCEL_DEVICE void AtomicAdd(uint64_t* at, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+TIERCEL_DEVICE uint32_t CountOnes(uint32_t bits) { return static_cast<uint32_t>(__popc(static_cast<int>(bits))); }
+template <class T>
+TIERCEL_DEVICE T* Shared() {
+  extern __shared__ __align__(16) unsigned char tiercel_shared[];
+  return reinterpret_cast<T*>(tiercel_shared);
+}
+
+}  // namespace tiercel::gpu
+
+#else
+
+// Who compiles a kernel for the CPU says where these words come from.
+#include TIERCEL_DEVICE_WORDS
+
+#endif
+
+#endif  // TIERCEL_KERNELS_CUDA_DEVICE_H_

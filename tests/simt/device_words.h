@@ -1,0 +1,31 @@
+// The words of kernels/cuda/device.h on the CPU: each calls tests/simt/simt.h.
+#ifndef TIERCEL_TESTS_SIMT_DEVICE_WORDS_H_
+#define TIERCEL_TESTS_SIMT_DEVICE_WORDS_H_
+
+#include "tests/simt/simt.h"
+
+#define TIERCEL_KERNEL inline
+#define TIERCEL_DEVICE inline
+
+namespace tiercel::gpu {
+
+inline uint32_t ThreadX() { return simt::Thread().x; }
+inline uint32_t BlockX() { return simt::Block().x; }
+inline uint32_t BlockY() { return simt::Block().y; }
+inline uint32_t BlockSizeX() { return simt::BlockSize().x; }
+inline uint32_t GridSizeX() { return simt::GridSize().x; }
+inline void SyncThreads() { simt::SyncThreads(); }
+inline void SyncWarp() { simt::SyncWarp(); }
+inline uint32_t Ballot(bool what) { return simt::Ballot(what); }
+inline uint32_t Shuffle(uint32_t value, uint32_t lane) { return static_cast<uint32_t>(simt::Shuffle(value, lane)); }
+inline uint64_t Shuffle(uint64_t value, uint32_t lane) { return simt::Shuffle(value, lane); }
+inline void AtomicAdd(uint64_t* at, uint64_t value) { simt::AtomicAdd(at, value); }
+inline uint32_t CountOnes(uint32_t bits) { return static_cast<uint32_t>(__builtin_popcount(bits)); }
+template <class T>
+T* Shared() {
+  return reinterpret_cast<T*>(simt::Shared());
+}
+
+}  // namespace tiercel::gpu
+
+#endif  // TIERCEL_TESTS_SIMT_DEVICE_WORDS_H_

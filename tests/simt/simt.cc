@@ -1,0 +1,182 @@
+#include "tests/simt/simt.h"
+
+#include <ucontext.h>
+
+#include <memory>
+#include <vector>
+
+#include "base/check.h"
+
+namespace tiercel::simt {
+namespace {
+
+constexpr size_t kStack = 64 << 10;
+
+struct Warp {
+  uint32_t live = 0;
+  uint32_t arrived = 0;
+  uint64_t given[kWarp] = {};
+  uint64_t taken[kWarp] = {};  // What the last operation saw.
+  uint64_t turn = 0;
+};
+
+struct Fiber {
+  ucontext_t context{};
+  std::unique_ptr<std::byte[]> stack;
+  Place thread;
+  uint32_t number = 0;
+  bool done = false;
+};
+
+struct Run {
+  Place grid, size, block;
+  const std::function<void()>* kernel = nullptr;
+  std::vector<Fiber> fibers;
+  std::vector<Warp> warps;
+  std::vector<std::byte> shared;
+  uint32_t live = 0, at_barrier = 0;
+  uint64_t barrier_turn = 0;
+  uint64_t progress = 0;  // Grows with whatever lets another fiber go on.
+  Fiber* running = nullptr;
+  ucontext_t scheduler{};
+};
+
+thread_local Run* run = nullptr;
+
+Run& Now() {
+  TIERCEL_CHECK(run != nullptr && run->running != nullptr);
+  return *run;
+}
+Warp& MyWarp() { return Now().warps[Now().running->number / kWarp]; }
+uint32_t MyLane() { return Now().running->number % kWarp; }
+
+void Yield() { swapcontext(&Now().running->context, &run->scheduler); }
+
+void Body() {
+  (*run->kernel)();
+  Fiber& me = *run->running;
+  me.done = true;
+  --run->live;
+  MyWarp().live &= ~(1u << MyLane());
+  ++run->progress;
+  Yield();
+}
+
+// Every live lane gives a value; each then sees all of them.
+const uint64_t* Together(uint64_t value) {
+  Warp& warp = MyWarp();
+  const uint64_t turn = warp.turn;
+  warp.given[MyLane()] = value;
+  warp.arrived |= 1u << MyLane();
+  while (warp.turn == turn) {
+    if ((warp.arrived & warp.live) == warp.live) {
+      for (uint32_t lane = 0; lane < kWarp; ++lane) warp.taken[lane] = warp.given[lane];
+      warp.arrived = 0;
+      ++warp.turn;
+      ++run->progress;
+      break;
+    }
+    Yield();
+  }
+  return warp.taken;
+}
+
+// Starts a block's fibers and goes round them until all have returned.
+void RunBlock(Run& mine, Place block, size_t shared_bytes) {
+  const Place size = mine.size;
+  const uint32_t threads = size.x * size.y;
+  mine.block = block;
+  mine.shared.assign(shared_bytes, std::byte{0xcd});  // Nobody may count on zeros.
+  mine.warps.assign((threads + kWarp - 1) / kWarp, Warp{});
+  mine.live = threads;
+  mine.at_barrier = 0;
+  for (uint32_t i = 0; i < threads; ++i) {
+    Fiber& fiber = mine.fibers[i];
+    fiber.thread = {i % size.x, i / size.x};
+    fiber.number = i;
+    fiber.done = false;
+    mine.warps[i / kWarp].live |= 1u << (i % kWarp);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, Body, 0);
+  }
+  while (mine.live > 0) {
+    const uint64_t before = mine.progress;
+    for (Fiber& fiber : mine.fibers) {
+      if (fiber.done) continue;
+      mine.running = &fiber;
+      swapcontext(&mine.scheduler, &fiber.context);
+    }
+    TIERCEL_CHECK(mine.progress != before);  // Else all wait for one that never comes.
+  }
+  mine.running = nullptr;
+}
+
+}  // namespace
+
+Place Thread() { return Now().running->thread; }
+Place Block() { return Now().block; }
+Place BlockSize() { return Now().size; }
+Place GridSize() { return Now().grid; }
+std::byte* Shared() { return Now().shared.data(); }
+
+void SyncThreads() {
+  Run& r = Now();
+  const uint64_t turn = r.barrier_turn;
+  ++r.at_barrier;
+  while (r.barrier_turn == turn) {
+    if (r.at_barrier >= r.live) {
+      r.at_barrier = 0;
+      ++r.barrier_turn;
+      ++r.progress;
+      break;
+    }
+    Yield();
+  }
+}
+
+void SyncWarp() { Together(0); }
+
+uint32_t Ballot(bool what) {
+  const uint32_t live = MyWarp().live;
+  const uint64_t* all = Together(what ? 1 : 0);
+  uint32_t mask = 0;
+  for (uint32_t lane = 0; lane < kWarp; ++lane) {
+    if ((live >> lane & 1u) != 0 && all[lane] != 0) mask |= 1u << lane;
+  }
+  return mask;
+}
+
+uint64_t Shuffle(uint64_t value, uint32_t from_lane) {
+  const uint64_t* all = Together(value);
+  TIERCEL_CHECK(from_lane < kWarp);
+  return all[from_lane];
+}
+
+uint64_t AtomicAdd(uint64_t* at, uint64_t value) {
+  const uint64_t before = *at;
+  *at += value;
+  return before;
+}
+
+void Launch(Place grid, Place block, size_t shared_bytes, const std::function<void()>& kernel) {
+  TIERCEL_CHECK(run == nullptr && block.x > 0 && block.y > 0);
+  Run mine;
+  mine.grid = grid;
+  mine.size = block;
+  mine.kernel = &kernel;
+  const uint32_t threads = block.x * block.y;
+  mine.fibers.resize(threads);
+  for (Fiber& fiber : mine.fibers) fiber.stack = std::make_unique<std::byte[]>(kStack);
+  run = &mine;
+  for (uint32_t y = 0; y < grid.y; ++y) {
+    for (uint32_t x = 0; x < grid.x; ++x) {
+      RunBlock(mine, {x, y}, shared_bytes);
+    }
+  }
+  run = nullptr;
+}
+
+}  // namespace tiercel::simt
