@@ -104,6 +104,8 @@ const Codec* FindCodec(CodecId id) {
       return &EcKCodec();
     case CodecId::kEcX:
       return &EcXCodec();
+    case CodecId::kEcC:
+      return &EcCCodec();
     default:
       return nullptr;
   }

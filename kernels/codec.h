@@ -24,10 +24,12 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string_view>
 
 #include "base/bytes.h"
 #include "base/result.h"
+#include "kernels/rope_core.h"
 #include "proto/kv_layout.h"
 #include "proto/types.h"
 
@@ -80,12 +82,18 @@ struct CodecContext {
   MutableByteSpan scratch;  // At least scratch_bytes(shape).
   const Artifact* artifact = nullptr;  // For codecs that need one.
   uint64_t pos0 = 0;        // Absolute position of the segment's first token.
+  const RopeTables* rope = nullptr;  // How keys are rotated here, where no artifact says; null: not known.
   uint32_t first_head = 0;  // Of the model's heads, the segment's first: where ranks share a layer.
   // Encoders of several classes:
   QualityClass quality = QualityClass::kExact;  // The one asked for.
   float step = 0;                               // Instead of the class's own, where not 0.
   uint32_t exact_tokens = 0;                    // So many from the first stay as they are.
+  // EC-C: multiply the step, of each part and head of the segment, [part][head]; empty: all 1.
+  std::span<const float> scales = {};
+  uint32_t split_dim = 0;  // EC-C: dims of part 0, of heads that have two (K and V, latent and rope); 0: one.
 };
+// Whether a rotation's dims lie in the segment's heads, and its tables cover the tokens.
+bool Fits(const RopeTables& rope, const SegmentShape& shape);
 
 struct EncodedSegment {
   uint64_t bytes = 0;           // Written to out.
@@ -98,7 +106,9 @@ class Codec {
   virtual ~Codec() = default;
 
   virtual CodecId id() const = 0;
-  virtual QualityClass quality() const = 0;  // The class of what Decode gives.
+  // The class of what Decode gives; of a codec that heeds CodecHints::quality, the best it can be.
+  virtual QualityClass quality() const = 0;
+  bool lossy() const { return quality() != QualityClass::kExact; }
   virtual bool needs_artifact() const { return false; }
   virtual bool Supports(const SegmentShape& shape) const = 0;
 
@@ -129,6 +139,7 @@ const Codec& LlfCodec();
 const Codec& LleCodec();
 const Codec& EcKCodec();
 const Codec& EcXCodec();
+const Codec& EcCCodec();
 
 }  // namespace tiercel
 

@@ -186,7 +186,32 @@ Status ReadLayout(ByteSpan bytes, RecordSummary& out) {
   return OkStatus();
 }
 
-Status ReadTlvs(ByteSpan bytes, size_t header_bytes, RecordSummary& out, uint32_t& digest_offset) {
+// Where TLV values that are read later lie.
+struct TlvOffsets {
+  uint32_t digest = 0;
+  uint32_t rope = 0;
+};
+
+Status ReadRope(ByteSpan value, RecordSummary& out) {
+  if (U8(value, kRopeStyle) > static_cast<uint8_t>(RopeStyle::kNeighbours)) {
+    return Bad(Code::kUnimplemented, "rope style {} is not known here", U8(value, kRopeStyle));
+  }
+  out.rope_style = static_cast<RopeStyle>(U8(value, kRopeStyle));
+  out.rope_first = U16(value, kRopeFirst);
+  out.rope_dims = U16(value, kRopeDims);
+  const uint32_t dim = out.layout.packing == KvPacking::kLatent
+                           ? out.layout.head_dim_k + out.layout.head_dim_v
+                           : out.layout.head_dim_k;
+  if (out.rope_dims % 2 != 0 || out.rope_dims == 0 || out.rope_dims > kMaxRopeDims ||
+      out.rope_first + out.rope_dims > dim ||
+      value.size() != kRopeFrequencies + size_t{4} * out.rope_dims) {
+    return Bad(Code::kDataLoss, "the rope TLV of {} bytes rotates dims {}+{} of {}", value.size(),
+               out.rope_first, out.rope_dims, dim);
+  }
+  return OkStatus();
+}
+
+Status ReadTlvs(ByteSpan bytes, size_t header_bytes, RecordSummary& out, TlvOffsets& offsets) {
   uint32_t seen = 0;
   size_t at = kRecordHeaderBytes;
   while (at + 4 <= header_bytes) {
@@ -211,7 +236,7 @@ Status ReadTlvs(ByteSpan bytes, size_t header_bytes, RecordSummary& out, uint32_
       case kTlvDigest:
         TIERCEL_TRY(want(8, 8));
         out.decoded_digest = LoadLe<uint64_t>(value.data());
-        digest_offset = static_cast<uint32_t>(at + 4);
+        offsets.digest = static_cast<uint32_t>(at + 4);
         break;
       case kTlvEngine:
         TIERCEL_TRY(want(1, kMaxLayoutTextBytes));
@@ -220,6 +245,11 @@ Status ReadTlvs(ByteSpan bytes, size_t header_bytes, RecordSummary& out, uint32_
       case kTlvIsa:
         TIERCEL_TRY(want(1, kMaxLayoutTextBytes));
         out.layout.isa = AsText(value);
+        break;
+      case kTlvRope:
+        TIERCEL_TRY(want(kRopeFrequencies + 8, kRopeFrequencies + 4 * kMaxRopeDims));
+        TIERCEL_TRY(ReadRope(value, out));
+        offsets.rope = static_cast<uint32_t>(at + 4 + kRopeFrequencies);
         break;
       default:
         if (type < kTlvSkippable) {
@@ -238,8 +268,9 @@ Status ReadTlvs(ByteSpan bytes, size_t header_bytes, RecordSummary& out, uint32_
 
 // Everything of the header and TLVs, once CheckStart held.
 Status ReadHeader(ByteSpan bytes, size_t header_bytes, RecordSummary& out,
-                  uint32_t& digest_offset) {
-  if (const uint8_t flags = U8(bytes, kFlags); flags != 0) {
+                  TlvOffsets& offsets) {
+  const uint8_t flags = U8(bytes, kFlags);
+  if ((flags & ~kFlagLossy) != 0) {
     return Bad(Code::kUnimplemented, "flags {:#04x} are not known here", flags);
   }
   if (U8(bytes, kProfile) != 0) {
@@ -254,6 +285,13 @@ Status ReadHeader(ByteSpan bytes, size_t header_bytes, RecordSummary& out,
     return Bad(Code::kUnimplemented, "quality class {} is not known here", U8(bytes, kQuality));
   }
   out.quality = static_cast<QualityClass>(U8(bytes, kQuality));
+  out.lossy = (flags & kFlagLossy) != 0;
+  if (out.lossy != FindCodec(out.codec)->lossy()) {
+    return Bad(Code::kDataLoss, "flags {:#04x} with codec {}", flags, Name(out.codec));
+  }
+  if (out.lossy && out.quality == QualityClass::kExact) {
+    return Bad(Code::kDataLoss, "quality class exact with codec {}", Name(out.codec));
+  }
   out.n_segments = U16(bytes, kSegments);
   out.pos0 = U64(bytes, kPos0);
   out.artifact_id = U64(bytes, kArtifact);
@@ -269,7 +307,7 @@ Status ReadHeader(ByteSpan bytes, size_t header_bytes, RecordSummary& out,
                out.record_bytes, kRecordAlign, out.head_bytes, kMaxPayloadBytes);
   }
   TIERCEL_TRY(ReadLayout(bytes, out));
-  return ReadTlvs(bytes, header_bytes, out, digest_offset);
+  return ReadTlvs(bytes, header_bytes, out, offsets);
 }
 
 Status ReadDirectory(RecordView& record) {
@@ -295,6 +333,10 @@ Status ReadDirectory(RecordView& record) {
     if (FindCodec(codec) == nullptr) {
       return Bad(Code::kUnimplemented, "segment {} has codec {} ({}), not in this build", i,
                  U8(entry, kEntryCodec), Name(codec));
+    }
+    if (FindCodec(codec)->lossy() && !record.lossy) {
+      return Bad(Code::kDataLoss, "segment {} has codec {} in a record that is not lossy", i,
+                 Name(codec));
     }
     if (bytes > raw || (codec == CodecId::kRaw && bytes != raw)) {
       return Bad(Code::kDataLoss, "segment {} of {} raw bytes is coded ({}) in {}", i, raw,
@@ -351,8 +393,8 @@ SegmentInfo RecordView::segment(uint32_t index) const {
 Result<RecordSummary> PeekRecord(ByteSpan prefix) {
   TIERCEL_ASSIGN(const size_t header_bytes, CheckStart(prefix));
   RecordSummary summary;
-  uint32_t digest_offset = 0;
-  TIERCEL_TRY(ReadHeader(prefix, header_bytes, summary, digest_offset));
+  TlvOffsets offsets;
+  TIERCEL_TRY(ReadHeader(prefix, header_bytes, summary, offsets));
   return summary;
 }
 
@@ -370,9 +412,12 @@ Result<RecordView> ParseRecordHead(ByteSpan prefix) {
   Result<RecordView> view = RecordView{};
   view->bytes = prefix;
   view->directory_offset = static_cast<uint32_t>(header_bytes);
-  if (Status s = ReadHeader(prefix, header_bytes, *view, view->digest_offset); !s) {
+  TlvOffsets offsets;
+  if (Status s = ReadHeader(prefix, header_bytes, *view, offsets); !s) {
     return tl::unexpected<Error>(std::move(s).error());
   }
+  view->digest_offset = offsets.digest;
+  view->rope_offset = offsets.rope;
   TIERCEL_TRY(ReadDirectory(*view));
   return view;
 }

@@ -38,6 +38,7 @@
 #include "base/result.h"
 #include "kernels/codec.h"
 #include "kernels/planes.h"
+#include "kernels/rope_core.h"
 #include "proto/frame.h"
 #include "proto/kv_layout.h"
 #include "proto/types.h"
@@ -51,6 +52,17 @@ inline constexpr size_t kRecordEntryBytes = 32;
 inline constexpr size_t kRecordAlign = 64;
 inline constexpr size_t kMaxLayoutTextBytes = 64;  // KvLayout's engine and isa, each.
 
+// What a lossy codec is asked for, for all segments of a record.
+struct EncodeOptions {
+  QualityClass quality = QualityClass::kBalanced;  // Of the record, where the codec is lossy.
+  float step = 0;  // Global step of the quantiser; 0: by the class, from each segment's own spread.
+  // Multiply the step: [layer of the model][K, V][head], V's only where the layout has V; empty: all 1.
+  std::span<const float> scales;
+  uint32_t latent_dims = 0;   // Of a latent plane, the dims of the latent part, for a step of its own; 0: one part.
+  uint32_t exact_tokens = 0;  // The first positions of a chain stay as they are: those below this one.
+  Rope rope;                  // How keys are rotated; it travels in the record.
+};
+
 struct RecordSpec {
   KvLayout layout;
   Scope scope;
@@ -58,6 +70,7 @@ struct RecordSpec {
   uint64_t pos0 = 0;         // Absolute position of the block's first token.
   uint16_t layer_begin = 0;  // A part: only these layers; 0, 0 means all.
   uint16_t layer_end = 0;
+  const EncodeOptions* options = nullptr;  // For lossy codecs; borrowed for the call.
 };
 
 // An upper bound for EncodeRecord's out. raw_bytes counts only where the layout is opaque.
@@ -101,6 +114,10 @@ struct RecordSummary {
   uint64_t head_bytes = 0;  // Header, TLVs and directory, padded: where the first segment starts.
   uint64_t raw_bytes = 0;   // Zero for opaque bytes: only the directory says.
   uint64_t decoded_digest = 0;
+  bool lossy = false;
+  RopeStyle rope_style = RopeStyle::kHalves;
+  uint32_t rope_first = 0;
+  uint32_t rope_dims = 0;  // 0: the record tells no rotation.
   uint32_t tokens() const { return layout.opaque() ? 0 : layout.tokens_per_block; }
 };
 
@@ -109,6 +126,7 @@ struct RecordView : RecordSummary {
   ByteSpan bytes;
   uint32_t directory_offset = 0;
   uint32_t digest_offset = 0;  // Of the decoded digest's TLV value.
+  uint32_t rope_offset = 0;    // Of the rope's frequencies, u64 each, rope_dims / 2 of them.
 
   SegmentInfo segment(uint32_t index) const;  // index < n_segments.
   ByteSpan segment_bytes(const SegmentInfo& segment) const {

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "kernels/columns.h"
 #include "kernels/digest.h"
 #include "kernels/record.h"
 #include "kernels/record_head.h"
@@ -76,8 +77,14 @@ Status CheckSpec(const RecordSpec& spec, uint64_t opaque_bytes) {
   return OkStatus();
 }
 
-uint64_t HeaderBytes(const KvLayout& layout) {
+uint32_t RopeDims(const RecordSpec& spec) {
+  return spec.options == nullptr ? 0 : spec.options->rope.dims;
+}
+
+uint64_t HeaderBytes(const RecordSpec& spec) {
+  const KvLayout& layout = spec.layout;
   uint64_t bytes = kRecordHeaderBytes + TlvBytes(16) + TlvBytes(8);
+  if (RopeDims(spec) != 0) bytes += TlvBytes(kRopeFrequencies + 4 * uint64_t{RopeDims(spec)});
   if (!layout.engine.empty()) bytes += TlvBytes(layout.engine.size());
   if (!layout.isa.empty()) bytes += TlvBytes(layout.isa.size());
   return Align(bytes);
@@ -91,7 +98,8 @@ uint32_t SegmentCount(const RecordSpec& spec) {
 }
 
 // Header and TLVs, without record size, digest and checksum; gives where the digest belongs.
-size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, std::byte* head) {
+size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, bool lossy,
+                   std::byte* head) {
   const KvLayout& layout = spec.layout;
   const auto put8 = [&](size_t at, auto value) { head[at] = static_cast<std::byte>(value); };
   const auto put16 = [&](size_t at, uint32_t value) {
@@ -99,9 +107,10 @@ size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, 
   };
   StoreLe(head + kMagic, kRecordMagic);
   put8(kMajor, kRecordVersion);
-  put16(kHeaderSize, static_cast<uint32_t>(HeaderBytes(layout)));
+  put16(kHeaderSize, static_cast<uint32_t>(HeaderBytes(spec)));
   put8(kCodec, codec);
   put8(kQuality, quality);
+  put8(kFlags, lossy ? kFlagLossy : 0);
   put8(kDtype, layout.dtype);
   put8(kOrders, static_cast<unsigned>(layout.k_order) | static_cast<unsigned>(layout.v_order) << 4);
   put8(kPacking, layout.packing);
@@ -133,7 +142,92 @@ size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, 
   const size_t digest_at = tlv(kTlvDigest, kZero);
   if (!layout.engine.empty()) tlv(kTlvEngine, AsBytes(layout.engine));
   if (!layout.isa.empty()) tlv(kTlvIsa, AsBytes(layout.isa));
+  if (RopeDims(spec) != 0) {
+    const Rope& rope = spec.options->rope;
+    std::byte value[kRopeFrequencies + 4 * kMaxRopeDims] = {};
+    value[kRopeStyle] = static_cast<std::byte>(rope.style);
+    StoreLe(value + kRopeFirst, static_cast<uint16_t>(rope.first));
+    StoreLe(value + kRopeDims, static_cast<uint16_t>(rope.dims));
+    std::memcpy(value + kRopeFrequencies, rope.frequencies, size_t{4} * rope.dims);
+    tlv(kTlvRope, {value, kRopeFrequencies + size_t{4} * rope.dims});
+  }
   return digest_at;
+}
+
+// The tables of a record's rotation, which stay with their thread until the next record.
+class RopeOfRecord {
+ public:
+  RopeOfRecord(const Rope& rope, uint64_t pos0, uint32_t tokens) {
+    if (rope.dims == 0) return;
+    thread_local std::vector<float> memory;
+    tables_.rope = rope;
+    tables_.stride = ColumnStride(tokens);
+    const size_t size = tables_.stride * rope.pairs();
+    if (memory.size() < 2 * size) memory.resize(2 * size);
+    rope::FillTables(rope, pos0, tokens, tables_.stride, memory.data(), memory.data() + size);
+    tables_.cos = memory.data();
+    tables_.sin = memory.data() + size;
+  }
+  const RopeTables* get() const { return tables_.rope.dims == 0 ? nullptr : &tables_; }
+
+ private:
+  RopeTables tables_;
+};
+
+// Scales a layer and head.
+uint32_t PartsOf(const KvLayout& layout, const EncodeOptions& options) {
+  return layout.packing == KvPacking::kLatent && options.latent_dims == 0 ? 1 : 2;
+}
+
+// What the options say of one segment.
+CodecContext ContextOf(const RecordSpec& spec, const SegmentShape& shape) {
+  CodecContext context;
+  context.pos0 = spec.pos0;
+  if (spec.options == nullptr) return context;
+  const EncodeOptions& options = *spec.options;
+  context.quality = options.quality;
+  context.step = options.step;
+  if (spec.pos0 < options.exact_tokens) {
+    context.exact_tokens = static_cast<uint32_t>(
+        std::min<uint64_t>(options.exact_tokens - spec.pos0, shape.tokens - 1));
+  }
+  if (shape.kind == SegmentKind::kKv) context.split_dim = spec.layout.head_dim_k;
+  if (shape.kind == SegmentKind::kLatent) context.split_dim = options.latent_dims;
+  if (options.scales.empty()) return context;
+  const size_t heads = shape.heads;
+  const size_t first = shape.layer * PartsOf(spec.layout, options) * heads +
+                       (shape.kind == SegmentKind::kV ? heads : 0);
+  context.scales = options.scales.subspan(first, context.split_dim != 0 ? 2 * heads : heads);
+  return context;
+}
+
+Status CheckOptions(const RecordSpec& spec) {
+  if (spec.options == nullptr) return OkStatus();
+  const EncodeOptions& options = *spec.options;
+  const KvLayout& layout = spec.layout;
+  const bool latent = layout.packing == KvPacking::kLatent;
+  const uint32_t dim = latent ? layout.head_dim_k + layout.head_dim_v : layout.head_dim_k;
+  const auto bad = [](const char* field, uint64_t value) {
+    return Fail(Code::kInvalidArgument, fmt::format("encode options: {} is {}", field, value));
+  };
+  if (static_cast<int>(options.quality) >= kQualityClasses) {
+    return bad("quality", static_cast<uint64_t>(options.quality));
+  }
+  const Rope& rope = options.rope;
+  if (rope.dims % 2 != 0 || rope.dims > kMaxRopeDims || rope.dims > dim) {
+    return bad("rope.dims", rope.dims);
+  }
+  if (rope.dims != 0 && rope.first > dim - rope.dims) return bad("rope.first", rope.first);
+  if (rope.dims != 0 && rope.frequencies == nullptr) return bad("rope.frequencies", 0);
+  if (options.latent_dims != 0 && (!latent || options.latent_dims >= dim)) {
+    return bad("latent_dims", options.latent_dims);
+  }
+  if (!options.scales.empty() &&
+      options.scales.size() != uint64_t{layout.layers} * layout.kv_heads *
+                                   PartsOf(layout, options)) {
+    return bad("scales.size()", options.scales.size());
+  }
+  return OkStatus();
 }
 
 constexpr uint64_t kStep = 16 << 10;
@@ -219,7 +313,8 @@ Status CopySegment(const RecordView& record, const SegmentInfo& segment, ByteSpa
 }
 
 Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint32_t sink_index,
-                     const SegmentShape& sink_shape, const PlaneSink& sink) {
+                     const SegmentShape& sink_shape, const PlaneSink& sink,
+                     const RopeTables* rope) {
   const SegmentShape& shape = segment.shape;
   const Codec* codec = FindCodec(segment.codec);
   if (codec == nullptr) {
@@ -235,7 +330,10 @@ Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint3
   const MutableByteSpan whole = sink.Whole(sink_index, sink_shape);
   const bool scattered = whole.data() == nullptr && shape.raw_bytes != 0;
   const MutableByteSpan scratch = Scratch(scratch_bytes + (scattered ? step : 0));
-  const CodecContext context{.scratch = scratch.first(scratch_bytes), .pos0 = record.pos0};
+  CodecContext context;
+  context.scratch = scratch.first(scratch_bytes);
+  context.pos0 = record.pos0;
+  context.rope = rope;
   DigestStream digest;
   for (uint64_t at = 0; at < shape.raw_bytes; at += step) {
     const uint64_t size = std::min(step, shape.raw_bytes - at);
@@ -273,11 +371,73 @@ Status VerifyRange(const RecordView& record, IndexRange range) {
   return OkStatus();
 }
 
+uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass quality,
+                       const PlaneSource& source, MutableByteSpan out, uint64_t opaque_bytes) {
+  const uint32_t segments = SegmentCount(spec);
+  const uint64_t header_bytes = HeaderBytes(spec);
+  const uint64_t head_bytes = Align(header_bytes + segments * kRecordEntryBytes);
+  std::memset(out.data(), 0, head_bytes);
+  const size_t digest_at = WriteHeader(spec, codec.id(), quality, codec.lossy(), out.data());
+  const RopeOfRecord rope(spec.options != nullptr ? spec.options->rope : Rope{}, spec.pos0,
+                          spec.layout.tokens_per_block);
+
+  uint64_t offset = head_bytes;
+  DigestOfDigests digest;
+  for (uint32_t i = 0; i < segments; ++i) {
+    const SegmentShape shape = ShapeOf(spec.layout, spec.layer_begin, i, opaque_bytes);
+    const MutableByteSpan to = out.subspan(offset, shape.raw_bytes);
+    CodecId used = CodecId::kRaw;
+    uint32_t crc = 0;
+    EncodedSegment encoded;
+    std::optional<EncodedSegment> smaller;
+    if (codec.id() != CodecId::kRaw && codec.Supports(shape)) {
+      const uint64_t scratch_bytes = codec.scratch_bytes(shape);
+      ByteSpan raw = source.Whole(i, shape);
+      const bool gathered = raw.data() == nullptr;
+      const MutableByteSpan scratch = Scratch(scratch_bytes + (gathered ? shape.raw_bytes : 0));
+      if (gathered) {
+        source.Read(i, shape, 0, scratch.subspan(scratch_bytes));
+        raw = scratch.subspan(scratch_bytes);
+      }
+      CodecContext context = ContextOf(spec, shape);
+      context.scratch = scratch.first(scratch_bytes);
+      context.rope = rope.get();
+      smaller = codec.Encode(shape, raw, to, context);
+    }
+    if (smaller) {
+      used = codec.id();
+      encoded = *smaller;
+      crc = Crc32c(to.first(encoded.bytes));
+    } else {
+      encoded = EncodeRaw(source, i, shape, to.data(), crc);
+    }
+    const uint64_t end = offset + encoded.bytes;
+    std::memset(out.data() + end, 0, Align(end) - end);
+
+    std::byte* entry = out.data() + header_bytes + size_t{i} * kRecordEntryBytes;
+    StoreLe(entry + kEntryLayer, shape.layer);
+    entry[kEntryKind] = static_cast<std::byte>(shape.kind);
+    entry[kEntryCodec] = static_cast<std::byte>(used);
+    StoreLe(entry + kEntryOffset64, static_cast<uint32_t>(offset / kRecordAlign));
+    StoreLe(entry + kEntryBytes, static_cast<uint32_t>(encoded.bytes));
+    StoreLe(entry + kEntryRawBytes, static_cast<uint32_t>(shape.raw_bytes));
+    StoreLe(entry + kEntryParams, encoded.params);
+    StoreLe(entry + kEntryCrc, crc);
+    StoreLe(entry + kEntryDigest, encoded.decoded_digest);
+    digest.Add(encoded.decoded_digest);
+    offset = Align(end);
+  }
+  StoreLe(out.data() + kRecordSize, offset);
+  StoreLe(out.data() + digest_at, digest.Finish());
+  StoreLe(out.data() + kCrc, HeadCrc(out.first(head_bytes)));
+  return offset;
+}
+
 }  // namespace
 
 uint64_t MaxRecordBytes(const RecordSpec& spec, uint64_t raw_bytes) {
   const uint64_t segments = SegmentCount(spec);
-  const uint64_t head = Align(HeaderBytes(spec.layout) + segments * kRecordEntryBytes);
+  const uint64_t head = Align(HeaderBytes(spec) + segments * kRecordEntryBytes);
   if (spec.layout.opaque()) return head + Align(raw_bytes);
   uint64_t body = 0;
   for (uint32_t i = 0; i < SegmentsPerLayer(spec.layout); ++i) {
@@ -311,60 +471,17 @@ Result<uint64_t> EncodeRecordFrom(const RecordSpec& spec, CodecId codec_id,
                 fmt::format("codec {} ({}) is not in this build", static_cast<int>(codec_id),
                             Name(codec_id)));
   }
-  const QualityClass quality = std::max(spec.quality, codec->quality());
-  const uint32_t segments = SegmentCount(spec);
-  const uint64_t header_bytes = HeaderBytes(spec.layout);
-  const uint64_t head_bytes = Align(header_bytes + segments * kRecordEntryBytes);
-  std::memset(out.data(), 0, head_bytes);
-  const size_t digest_at = WriteHeader(spec, codec_id, quality, out.data());
-
-  uint64_t offset = head_bytes;
-  DigestOfDigests digest;
-  for (uint32_t i = 0; i < segments; ++i) {
-    const SegmentShape shape = ShapeOf(spec.layout, spec.layer_begin, i, opaque_bytes);
-    const MutableByteSpan to = out.subspan(offset, shape.raw_bytes);
-    CodecId used = CodecId::kRaw;
-    uint32_t crc = 0;
-    EncodedSegment encoded;
-    std::optional<EncodedSegment> smaller;
-    if (codec_id != CodecId::kRaw && codec->Supports(shape)) {
-      const uint64_t scratch_bytes = codec->scratch_bytes(shape);
-      ByteSpan raw = source.Whole(i, shape);
-      const bool gathered = raw.data() == nullptr;
-      const MutableByteSpan scratch = Scratch(scratch_bytes + (gathered ? shape.raw_bytes : 0));
-      if (gathered) {
-        source.Read(i, shape, 0, scratch.subspan(scratch_bytes));
-        raw = scratch.subspan(scratch_bytes);
-      }
-      smaller = codec->Encode(shape, raw, to, {.scratch = scratch.first(scratch_bytes), .pos0 = spec.pos0});
-    }
-    if (smaller) {
-      used = codec_id;
-      encoded = *smaller;
-      crc = Crc32c(to.first(encoded.bytes));
-    } else {
-      encoded = EncodeRaw(source, i, shape, to.data(), crc);
-    }
-    const uint64_t end = offset + encoded.bytes;
-    std::memset(out.data() + end, 0, Align(end) - end);
-
-    std::byte* entry = out.data() + header_bytes + size_t{i} * kRecordEntryBytes;
-    StoreLe(entry + kEntryLayer, shape.layer);
-    entry[kEntryKind] = static_cast<std::byte>(shape.kind);
-    entry[kEntryCodec] = static_cast<std::byte>(used);
-    StoreLe(entry + kEntryOffset64, static_cast<uint32_t>(offset / kRecordAlign));
-    StoreLe(entry + kEntryBytes, static_cast<uint32_t>(encoded.bytes));
-    StoreLe(entry + kEntryRawBytes, static_cast<uint32_t>(shape.raw_bytes));
-    StoreLe(entry + kEntryParams, encoded.params);
-    StoreLe(entry + kEntryCrc, crc);
-    StoreLe(entry + kEntryDigest, encoded.decoded_digest);
-    digest.Add(encoded.decoded_digest);
-    offset = Align(end);
+  QualityClass quality = spec.quality;
+  RecordSpec used_spec = spec;  // Options are for lossy codecs alone.
+  const EncodeOptions defaults;
+  if (codec->lossy()) {
+    if (used_spec.options == nullptr) used_spec.options = &defaults;
+    quality = std::max({quality, codec->quality(), used_spec.options->quality});
+    TIERCEL_TRY(CheckOptions(used_spec));
+  } else {
+    used_spec.options = nullptr;
   }
-  StoreLe(out.data() + kRecordSize, offset);
-  StoreLe(out.data() + digest_at, digest.Finish());
-  StoreLe(out.data() + kCrc, HeadCrc(out.first(head_bytes)));
-  return offset;
+  return EncodeChecked(used_spec, *codec, quality, source, out, opaque_bytes);
 }
 
 Status VerifyRecord(const RecordView& record) { return VerifyRange(record, {0, record.n_segments}); }
@@ -378,13 +495,17 @@ Status DecodeRecordTo(const RecordView& record, const KvLayout& expected, const 
                       uint16_t layer_begin, uint16_t layer_end) {
   TIERCEL_TRY(CompareLayouts(record.layout, expected));
   TIERCEL_ASSIGN(const IndexRange range, ResolveLayers(record, layer_begin, layer_end));
+  uint64_t frequencies[kMaxRopeDims / 2];
+  Rope rope{record.rope_style, record.rope_first, record.rope_dims, frequencies};
+  std::memcpy(frequencies, record.bytes.data() + record.rope_offset, size_t{4} * rope.dims);
+  const RopeOfRecord tables(rope, record.pos0, record.tokens());
   const uint64_t base =
       ShapeOf(record.layout, record.layer_begin, range.first, record.raw_bytes).block_offset;
   for (uint32_t i = range.first; i < range.end; ++i) {
     const SegmentInfo segment = record.segment(i);
     SegmentShape sink_shape = segment.shape;
     sink_shape.block_offset -= base;
-    TIERCEL_TRY(DecodeSegment(record, segment, i - range.first, sink_shape, sink));
+    TIERCEL_TRY(DecodeSegment(record, segment, i - range.first, sink_shape, sink, tables.get()));
   }
   return OkStatus();
 }

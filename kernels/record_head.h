@@ -53,7 +53,16 @@ inline constexpr uint16_t kTlvScope = 1;
 inline constexpr uint16_t kTlvDigest = 2;
 inline constexpr uint16_t kTlvEngine = 3;
 inline constexpr uint16_t kTlvIsa = 4;
+inline constexpr uint16_t kTlvRope = 5;
 inline constexpr uint16_t kTlvSkippable = 0x8000;
+
+inline constexpr uint8_t kFlagLossy = 1;
+
+// The rope's TLV: u8 style, u8 0, u16 first, u16 dims, u16 0, then the frequencies.
+inline constexpr size_t kRopeStyle = 0;
+inline constexpr size_t kRopeFirst = 2;
+inline constexpr size_t kRopeDims = 4;
+inline constexpr size_t kRopeFrequencies = 8;
 
 constexpr uint64_t Align(uint64_t value, uint64_t to = kRecordAlign) {
   return (value + to - 1) / to * to;

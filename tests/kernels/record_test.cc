@@ -276,10 +276,11 @@ TEST(RecordTest, NamesTheFieldThatIsWrong) {
       {record_head::kMajor, 2, Code::kUnimplemented, "version 2.0"},
       {record_head::kHeaderSize, 65, Code::kDataLoss, "header_bytes"},
       {record_head::kRecordSize, 1, Code::kDataLoss, "record_bytes"},
-      {record_head::kCodec, 8, Code::kUnimplemented, "ec-k"},
+      {record_head::kCodec, 6, Code::kUnimplemented, "tq"},
       {record_head::kProfile, 1, Code::kUnimplemented, "profile"},
       {record_head::kQuality, 9, Code::kUnimplemented, "quality"},
-      {record_head::kFlags, 1, Code::kUnimplemented, "flags"},
+      {record_head::kFlags, 1, Code::kDataLoss, "flags 0x01 with codec llf"},
+      {record_head::kFlags, 2, Code::kUnimplemented, "flags"},
       {record_head::kDtype, 77, Code::kUnimplemented, "dtype"},
       {record_head::kOrders, 3, Code::kDataLoss, "k_order"},
       {record_head::kPacking, 3, Code::kDataLoss, "packing"},
@@ -294,7 +295,8 @@ TEST(RecordTest, NamesTheFieldThatIsWrong) {
       {66, 255, Code::kDataLoss, "runs over"},
       {directory + record_head::kEntryLayer, 1, Code::kDataLoss, "segment 0 is layer 1"},
       {directory + record_head::kEntryKind, 2, Code::kDataLoss, "segment 0"},
-      {directory + record_head::kEntryCodec, 7, Code::kUnimplemented, "ec-c"},
+      {directory + record_head::kEntryCodec, 6, Code::kUnimplemented, "tq"},
+      {directory + record_head::kEntryCodec, 7, Code::kDataLoss, "ec-c in a record that is not lossy"},
       {directory + record_head::kEntryOffset64, 9, Code::kDataLoss, "lies at"},
       {directory + record_head::kEntryBytes + 3, 1, Code::kDataLoss, "is coded (llf) in"},
       {directory + record_head::kEntryDigest, 1, Code::kDataLoss, "decoded digest"},
@@ -349,7 +351,7 @@ TEST(RecordTest, RefusesToEncodeWhatItCouldNotRead) {
     return bytes ? Code::kOk : bytes.error().code;
   };
   RecordSpec spec = SpecOf(layout);
-  EXPECT_EQ(code(spec, CodecId::kEcC, block), Code::kUnimplemented);
+  EXPECT_EQ(code(spec, CodecId::kTq, block), Code::kUnimplemented);
   EXPECT_EQ(code(spec, CodecId::kRaw, ByteSpan(block).first(8)), Code::kInvalidArgument);
   spec.layer_begin = 1;
   spec.layer_end = 3;
@@ -431,6 +433,114 @@ TEST(RecordTest, RandomShapesGoThereAndBack) {
     ASSERT_TRUE(DecodeRecord(*record, layout, out));
     ASSERT_TRUE(out == block);
   }
+}
+
+TEST(RecordTest, ALossyRecordSaysSoAndDecodesByItself) {
+  KvLayout layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kSplit, 3);
+  layout.tokens_per_block = 64;
+  layout.head_dim_k = layout.head_dim_v = 64;
+  const auto block = BlockOf(layout, 5);
+  std::vector<uint64_t> frequencies(16);
+  for (size_t i = 0; i < 16; ++i) frequencies[i] = uint64_t{1} << (62 - 2 * i);
+  std::vector<float> scales(3 * 2 * 2, 1.0f);
+  EncodeOptions options;
+  options.quality = QualityClass::kHigh;
+  options.step = 0.05f;
+  options.scales = scales;
+  options.exact_tokens = 4;
+  options.rope = {RopeStyle::kNeighbours, 16, 32, frequencies.data()};
+  RecordSpec spec = SpecOf(layout);
+  spec.pos0 = 1;
+  spec.options = &options;
+  const auto bytes = Encoded(spec, CodecId::kEcC, block);
+  ASSERT_TRUE(bytes) << bytes.error().message;
+  const auto record = ParseRecord(*bytes);
+  ASSERT_TRUE(record) << record.error().message;
+  EXPECT_TRUE(record->lossy);
+  EXPECT_EQ(record->quality, QualityClass::kHigh);
+  EXPECT_EQ(record->rope_style, RopeStyle::kNeighbours);
+  EXPECT_EQ(record->rope_first, 16u);
+  EXPECT_EQ(record->rope_dims, 32u);
+  EXPECT_LT(bytes->size(), block.size() * 2 / 3);
+  std::vector<std::byte> out(block.size());
+  ASSERT_TRUE(DecodeRecord(*record, layout, out));
+  // Positions 1, 2 and 3 are exact.
+  const size_t token = size_t{2} * 2 * 64;
+  for (uint32_t plane = 0; plane < 6; ++plane) {
+    const size_t at = plane * token * 64;
+    EXPECT_EQ(std::memcmp(out.data() + at, block.data() + at, 3 * token), 0);
+    EXPECT_NE(std::memcmp(out.data() + at, block.data() + at, 64 * token), 0);
+  }
+  // Layers taken out decode as they do within the whole.
+  std::vector<std::byte> part(bytes->size());
+  const auto size = ExtractLayers(*record, 1, 2, part);
+  ASSERT_TRUE(size);
+  const auto extracted = ParseRecord(ByteSpan(part).first(*size));
+  ASSERT_TRUE(extracted) << extracted.error().message;
+  std::vector<std::byte> layer(layout.layer_bytes());
+  ASSERT_TRUE(DecodeRecord(*extracted, layout, layer, 1, 2));
+  EXPECT_EQ(std::memcmp(layer.data(), out.data() + layout.layer_bytes(), layer.size()), 0);
+
+  // The worst class of what went in and what was asked.
+  spec.quality = QualityClass::kSmall;
+  const auto worse = Encoded(spec, CodecId::kEcC, block);
+  ASSERT_TRUE(worse);
+  EXPECT_EQ(ParseRecord(*worse)->quality, QualityClass::kSmall);
+  // A lossless codec heeds no options.
+  const auto lossless = Encoded(spec, CodecId::kLle, block);
+  ASSERT_TRUE(lossless);
+  EXPECT_EQ(ParseRecord(*lossless)->rope_dims, 0u);
+  EXPECT_FALSE(ParseRecord(*lossless)->lossy);
+
+  const auto refused = [&](const char* field) {
+    const auto got = Encoded(spec, CodecId::kEcC, block);
+    ASSERT_FALSE(got) << field;
+    EXPECT_EQ(got.error().code, Code::kInvalidArgument);
+    EXPECT_NE(got.error().message.find(field), std::string::npos) << got.error().message;
+  };
+  options.scales = std::span(scales).first(5);
+  refused("scales");
+  options.scales = {};
+  options.rope.first = 40;
+  refused("rope.first");
+  options.rope.dims = 31;
+  refused("rope.dims");
+  options.rope.dims = 0;
+  options.latent_dims = 8;
+  refused("latent_dims");
+}
+
+TEST(RecordTest, AWrongRotationIsToldByTheDigestOrByName) {
+  KvLayout layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kSplit, 1);
+  layout.tokens_per_block = 64;
+  const auto block = BlockOf(layout, 5);
+  const uint64_t frequencies[] = {uint64_t{1} << 60, uint64_t{1} << 50};
+  EncodeOptions options;
+  options.rope = {RopeStyle::kHalves, 0, 4, frequencies};
+  RecordSpec spec = SpecOf(layout);
+  spec.options = &options;
+  const auto good = Encoded(spec, CodecId::kEcC, block);
+  ASSERT_TRUE(good);
+  const auto view = ParseRecord(*good);
+  ASSERT_TRUE(view);
+  ASSERT_EQ(view->segment(0).codec, CodecId::kEcC);
+  const auto broken = [&](size_t at, uint8_t value) {
+    auto bytes = *good;
+    bytes[at] = static_cast<std::byte>(value);
+    StoreLe(bytes.data() + record_head::kCrc,
+            record_head::HeadCrc(ByteSpan(bytes).first(view->head_bytes)));
+    const auto record = ParseRecord(bytes);
+    if (!record) return record.error().message;
+    std::vector<std::byte> out(block.size());
+    const Status s = DecodeRecord(*record, layout, out);
+    return s ? std::string("good") : s.error().message;
+  };
+  const size_t tlv = view->rope_offset - record_head::kRopeFrequencies;
+  EXPECT_NE(broken(view->rope_offset + 7, 0x55).find("decodes to digest"), std::string::npos);
+  EXPECT_NE(broken(tlv + record_head::kRopeStyle, 1).find("decodes to digest"), std::string::npos);
+  EXPECT_NE(broken(tlv + record_head::kRopeStyle, 2).find("rope style"), std::string::npos);
+  EXPECT_NE(broken(tlv + record_head::kRopeDims, 6).find("rope"), std::string::npos);
+  EXPECT_NE(broken(tlv + record_head::kRopeFirst, 15).find("rope"), std::string::npos);
 }
 
 }  // namespace

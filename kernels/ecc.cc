@@ -1,0 +1,447 @@
+// EC-C: each column less its mean, in steps that are the same for a whole head, entropy-coded with a
+// class a column. It needs no artifact; with the Fisher scales of a model as hints it is within sight
+// of the codecs that do.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "kernels/codec.h"
+#include "kernels/columns.h"
+#include "kernels/digest.h"
+#include "kernels/ecc_core.h"
+#include "kernels/isa.h"
+#include "kernels/rans.h"
+#include "kernels/scratch.h"
+
+namespace tiercel {
+namespace {
+
+using namespace ecc;  // NOLINT: the codec's own words.
+
+constexpr size_t kHeader = 12;  // See docs/block-format.md; the steps follow.
+constexpr size_t kAtDtype = 1;
+constexpr size_t kAtFlags = 2;
+constexpr size_t kAtExact = 3;
+constexpr size_t kAtSplit = 4;
+constexpr size_t kAtStreams = 6;
+constexpr size_t kAtMeans = 8;
+constexpr uint8_t kFlagRope = 1;
+constexpr uint32_t kMaxExact = 64;
+constexpr uint64_t kSymbolsAStream = 32 << 10;
+
+// A step in root mean squares of the segment, of each class; exact has none.
+constexpr float kStepOfClass[kQualityClasses] = {0, 3.0f / 64, 1.0f / 8, 7.0f / 32, 3.0f / 8};
+
+ColumnFns Fns(bool fp16) {
+#if defined(__x86_64__)
+  switch (ActiveKernelIsa()) {
+    case KernelIsa::kAvx512:
+      return Avx512Columns(fp16);
+    case KernelIsa::kAvx2:
+      return Avx2Columns(fp16);
+    case KernelIsa::kScalar:
+      break;
+  }
+#endif
+  return {fp16 ? WidenColumn<true> : WidenColumn<false>,
+          fp16 ? NarrowColumn<true> : NarrowColumn<false>,
+          SumColumn,
+          QuantizeColumn,
+          RebuildColumn,
+          RotateColumns,
+          UnrotateColumns,
+          MomentsOf};
+}
+
+bool Rotates(SegmentKind kind) { return kind != SegmentKind::kV; }
+
+struct Geometry {
+  uint32_t heads;
+  uint32_t dim;
+  uint32_t columns;
+  uint32_t tokens;
+  size_t stride;
+  explicit Geometry(const SegmentShape& shape)
+      : heads(shape.heads),
+        dim(shape.dim),
+        columns(ColumnCount(shape)),
+        tokens(shape.tokens),
+        stride(ColumnStride(shape.tokens)) {}
+  // Columns that are worked on together: pairs of a rotation lie in one head.
+  uint32_t unit(bool rope) const { return rope ? dim : std::min(columns, kTileColumns); }
+};
+
+// Group g = part * heads + head has a step of its own.
+struct Groups {
+  uint32_t heads;
+  uint32_t dim;
+  uint32_t split;  // Of a head's dims, how many are part 0; 0: all.
+  uint32_t count() const { return split == 0 ? heads : 2 * heads; }
+  uint32_t of(uint32_t column) const {
+    const uint32_t head = column / dim;
+    return split != 0 && column % dim >= split ? heads + head : head;
+  }
+};
+
+struct Arrays {
+  uint16_t* tile;
+  float* x;
+  int16_t* q;
+  int32_t* means;
+  int32_t* list;
+  uint8_t* classes;
+  std::byte* mean_bytes;
+  std::byte* plane;  // The encoder's: what Decode will give.
+
+  static constexpr uint64_t kMeanBytes = 8;  // Of one, at most: the list's code has up to 49 bits.
+  template <class Each>
+  static void Layout(const Geometry& g, Each&& each) {
+    const uint64_t unit = std::max(g.dim, std::min(g.columns, kTileColumns));
+    each.template operator()<uint16_t>(g.stride * unit);
+    each.template operator()<float>(g.stride * unit);
+    each.template operator()<int16_t>(g.stride);
+    each.template operator()<int32_t>(g.columns);
+    each.template operator()<int32_t>(g.columns);
+    each.template operator()<uint8_t>(g.columns);
+    each.template operator()<std::byte>(kMeanBytes * g.columns + 64);
+    each.template operator()<std::byte>(2 * uint64_t{g.columns} * g.tokens);
+  }
+  static uint64_t Bytes(const Geometry& g) {
+    ScratchSizer sizer;
+    Layout(g, [&]<class U>(uint64_t count) { sizer.Add<U>(count); });
+    return sizer.bytes();
+  }
+  Arrays(const Geometry& g, ScratchCarver& carve) {
+    void* at[8];
+    size_t i = 0;
+    Layout(g, [&]<class U>(uint64_t count) { at[i++] = carve.Take<U>(count); });
+    tile = static_cast<uint16_t*>(at[0]);
+    x = static_cast<float*>(at[1]);
+    q = static_cast<int16_t*>(at[2]);
+    means = static_cast<int32_t*>(at[3]);
+    list = static_cast<int32_t*>(at[4]);
+    classes = static_cast<uint8_t*>(at[5]);
+    mean_bytes = static_cast<std::byte*>(at[6]);
+    plane = static_cast<std::byte*>(at[7]);
+  }
+};
+
+// One segment on its way through either direction.
+struct Work {
+  const SegmentShape& shape;
+  const Geometry g;
+  const ColumnFns fns;
+  const Arrays& arrays;
+  const RopeTables* rope;  // Null: none.
+  uint32_t exact;
+
+  // Columns [first, first + count) of the plane as floats, keys unrotated; zeros behind the tokens.
+  void Load(ByteSpan raw, uint32_t first, uint32_t count) const {
+    LoadColumns<uint16_t>(shape, raw, first, count, arrays.tile, g.stride);
+    for (uint32_t c = 0; c < count; ++c) {
+      uint16_t* const column = arrays.tile + c * g.stride;
+      std::fill(column + g.tokens, column + g.stride, uint16_t{0});
+    }
+    fns.widen(arrays.tile, count * g.stride, arrays.x);
+    if (rope == nullptr) return;
+    for (uint32_t p = 0; p < rope->rope.pairs(); ++p) {
+      fns.unrotate(Column(rope->rope.FirstOf(p)), Column(rope->rope.SecondOf(p)), g.stride,
+                   rope->cos + p * rope->stride, rope->sin + p * rope->stride);
+    }
+  }
+  float* Column(uint32_t c) const { return arrays.x + c * g.stride; }
+
+  // The floats of columns [first, first + count) to the plane. exact_values: of all columns, `exact`
+  // each.
+  void Store(uint32_t first, uint32_t count, const std::byte* exact_values,
+             MutableByteSpan raw) const {
+    if (rope != nullptr) {
+      for (uint32_t p = 0; p < rope->rope.pairs(); ++p) {
+        fns.rotate(Column(rope->rope.FirstOf(p)), Column(rope->rope.SecondOf(p)), g.stride,
+                   rope->cos + p * rope->stride, rope->sin + p * rope->stride);
+      }
+    }
+    fns.narrow(arrays.x, count * g.stride, arrays.tile);
+    for (uint32_t c = 0; exact != 0 && c < count; ++c) {
+      std::memcpy(arrays.tile + c * g.stride, exact_values + size_t{2} * exact * (first + c),
+                  size_t{2} * exact);
+    }
+    StoreColumns<uint16_t>(shape, arrays.tile, g.stride, first, count, raw);
+  }
+};
+
+// The plane's spread: the root of the mean variance of its columns. 0 where there is none, or where a
+// value is not finite.
+float Spread(const Work& work, ByteSpan raw, bool fp16) {
+  uint32_t most = 0;
+  for (size_t i = 0; i < raw.size(); i += 2) {
+    most = std::max(most, LoadLe<uint16_t>(raw.data() + i) & 0x7fffu);
+  }
+  const float largest = fp16 ? FromFp16(static_cast<uint16_t>(most)) : FromBf16(static_cast<uint16_t>(most));
+  if (!(largest > 0x1p-60f && largest < 0x1p60f)) return 0;
+  // Rotation can make a value larger by the root of two.
+  const int exponent = static_cast<int>(std::bit_cast<uint32_t>(largest) >> 23) - 127 + 2;
+  const float scale = std::bit_cast<float>(static_cast<uint32_t>(127 + 11 - exponent) << 23);
+  const Geometry& g = work.g;
+  const auto n = static_cast<double>(g.tokens - work.exact);
+  double variance = 0;
+  const uint32_t unit = g.unit(work.rope != nullptr);
+  for (uint32_t first = 0; first < g.columns; first += unit) {
+    const uint32_t count = std::min(unit, g.columns - first);
+    work.Load(raw, first, count);
+    for (uint32_t c = 0; c < count; ++c) {
+      std::fill_n(work.Column(c), work.exact, 0.0f);
+      const Moments m = work.fns.moments(work.Column(c), g.stride, scale);
+      const auto sum = static_cast<double>(m.sum);
+      const double mean_square = sum * sum / n;
+      variance += static_cast<double>(m.squares) - mean_square;
+    }
+  }
+  const double mean = variance / (n * static_cast<double>(g.columns));
+  return static_cast<float>(std::sqrt(mean)) / scale;
+}
+
+// The step nearest to what is asked, as bf16 bits; 0 where it is none.
+uint32_t StepBits(float step) {
+  if (!(step > 0x1p-99f && step < 0x1p99f)) return 0;
+  return ToBf16(step);
+}
+bool GoodStep(uint32_t bits) { return bits >= kLeastStep && bits <= kMostStep; }
+float StepOf(uint32_t bits) { return FromBf16(static_cast<uint16_t>(bits)); }
+
+std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan raw,
+                                            MutableByteSpan out, const CodecContext& context) {
+  if (context.quality == QualityClass::kExact) return std::nullopt;
+  const Geometry g(shape);
+  const bool fp16 = shape.dtype == Dtype::kFp16;
+  const Groups groups{g.heads, g.dim, context.split_dim};
+  const bool rope = context.rope != nullptr && context.rope->rope.dims != 0 && Rotates(shape.kind);
+  if (context.split_dim >= g.dim || context.exact_tokens > std::min(kMaxExact, g.tokens - 1) ||
+      (rope && !Fits(*context.rope, shape)) ||
+      (!context.scales.empty() && context.scales.size() != groups.count())) {
+    return std::nullopt;
+  }
+  ScratchCarver carve(context.scratch);
+  const Arrays arrays(g, carve);
+  const Work work{shape, g, Fns(fp16), arrays, rope ? context.rope : nullptr, context.exact_tokens};
+  const uint64_t steps_at = kHeader;
+  const uint64_t exact_at = steps_at + 2 * uint64_t{groups.count()};
+  const uint64_t lists_at = exact_at + 2 * uint64_t{work.exact} * g.columns;
+  if (lists_at > out.size()) return std::nullopt;
+  std::byte* const header = out.data();
+  std::memset(header, 0, kHeader);
+  header[0] = std::byte{1};
+  header[kAtDtype] = static_cast<std::byte>(shape.dtype);
+  header[kAtFlags] = static_cast<std::byte>(rope ? kFlagRope : 0);
+  header[kAtExact] = static_cast<std::byte>(work.exact);
+  StoreLe(header + kAtSplit, static_cast<uint16_t>(context.split_dim));
+
+  float step = context.step;
+  if (!(step > 0)) {
+    step = Spread(work, raw, fp16) * kStepOfClass[static_cast<size_t>(context.quality)];
+  }
+  for (uint32_t i = 0; i < groups.count(); ++i) {
+    const uint32_t bits = StepBits(context.scales.empty() ? step : step * context.scales[i]);
+    if (!GoodStep(bits)) return std::nullopt;
+    StoreLe(header + steps_at + 2 * i, static_cast<uint16_t>(bits));
+  }
+
+  rans::Encoder encoder(rans::TableSet::kQuantized, g.columns, g.tokens, carve.Rest());
+  const auto n = static_cast<int64_t>(g.tokens - work.exact);
+  const uint32_t unit = g.unit(rope);
+  for (uint32_t first = 0; first < g.columns; first += unit) {
+    const uint32_t count = std::min(unit, g.columns - first);
+    work.Load(raw, first, count);
+    for (uint32_t c = 0; c < count; ++c) {
+      float* const x = work.Column(c);
+      std::memcpy(out.data() + exact_at + 2 * uint64_t{work.exact} * (first + c),
+                  arrays.tile + c * g.stride, size_t{2} * work.exact);
+      std::fill_n(x, work.exact, 0.0f);
+      const float a_step = StepOf(LoadLe<uint16_t>(header + steps_at + 2 * groups.of(first + c)));
+      const float eighth = a_step * 0.125f;
+      const float inverse = 8.0f / a_step;
+      int64_t sum = 0;
+      if (!work.fns.sum(x, g.stride, inverse, &sum)) return std::nullopt;
+      int32_t mean = Mean(sum, n);
+      int32_t wide = 0;
+      // A mean that what is decoded has, too, so that coding it again changes nothing; of wide columns
+      // one half a step lower, where their symbols lie evenly about 0.
+      for (int round = 0;; ++round) {
+        const auto m = static_cast<float>(mean);
+        const float level = m * eighth;
+        // Tokens that do not count: their q is 0, or nearly, and not in the sums.
+        const size_t behind = g.stride - g.tokens;
+        Sums sums = work.fns.quantize(x, g.stride, inverse, m, arrays.q);
+        if (behind + work.exact != 0) {
+          const int32_t q = behind != 0 ? arrays.q[g.tokens] : arrays.q[0];
+          const auto others = static_cast<int64_t>(behind + work.exact);
+          sums.values -= others * q;
+          sums.magnitudes -= others * std::abs(q);
+        }
+        if (round == 0 && 4 * sums.magnitudes > 7 * n) wide = 4;
+        const int32_t change = round == 0 && wide != 0 ? wide : Mean(8 * sums.values, n) + wide;
+        if (change == 0 || round == 3) {
+          std::fill_n(arrays.q, work.exact, int16_t{0});
+          encoder.Add(arrays.q);
+          work.fns.rebuild(arrays.q, g.stride, a_step, level, x);
+          break;
+        }
+        mean += change;
+      }
+      arrays.means[first + c] = mean;
+    }
+    work.Store(first, count, out.data() + exact_at, {arrays.plane, raw.size()});
+  }
+
+  BitWriter means({arrays.mean_bytes, Arrays::kMeanBytes * g.columns + 64});
+  PutIntegers(means, {arrays.means, g.columns});
+  const uint64_t mean_bytes = means.Finish();
+  const uint32_t streams = rans::StreamsFor(uint64_t{g.columns} * g.tokens, kSymbolsAStream);
+  const uint64_t riding = std::min<uint64_t>(streams * rans::kCargoBytes, mean_bytes);
+  header[kAtStreams] = static_cast<std::byte>(std::countr_zero(streams));
+  StoreLe(header + kAtMeans, static_cast<uint32_t>(mean_bytes));
+  BitWriter classes(out.subspan(lists_at));
+  rans::PutClasses(classes, encoder.classes(), {arrays.list, g.columns});
+  uint64_t at = lists_at + classes.Finish();
+  const uint64_t block_at = (at + mean_bytes - riding + 3) / 4 * 4;
+  if (block_at > out.size()) return std::nullopt;
+  std::memcpy(out.data() + at, arrays.mean_bytes + riding, mean_bytes - riding);
+  at += mean_bytes - riding;
+  std::memset(out.data() + at, 0, block_at - at);
+  const auto block = encoder.Finish(streams, {arrays.mean_bytes, riding}, out.subspan(block_at));
+  if (!block) return std::nullopt;
+  return EncodedSegment{block_at + *block, 0, DecodedDigest({arrays.plane, raw.size()})};
+}
+
+// Null, or what is wrong.
+const char* DecodeSegment(const SegmentShape& shape, ByteSpan encoded, MutableByteSpan out,
+                          const CodecContext& context) {
+  const Geometry g(shape);
+  const bool fp16 = shape.dtype == Dtype::kFp16;
+  if (encoded.size() < kHeader || encoded[0] != std::byte{1}) return "not version 1";
+  if (encoded[kAtDtype] != static_cast<std::byte>(shape.dtype)) return "of another dtype";
+  const auto flags = std::to_integer<uint8_t>(encoded[kAtFlags]);
+  if ((flags & ~kFlagRope) != 0) return "unknown flags";
+  const bool rope = (flags & kFlagRope) != 0;
+  if (rope && !Rotates(shape.kind)) return "a rotation of values";
+  if (rope && (context.rope == nullptr || context.rope->rope.dims == 0)) {
+    return "its keys are unrotated, and no rotation is given";
+  }
+  if (rope && !Fits(*context.rope, shape)) return "a rotation that does not fit its heads";
+  const auto exact = std::to_integer<uint32_t>(encoded[kAtExact]);
+  if (exact > std::min(kMaxExact, g.tokens - 1)) return "more exact tokens than there can be";
+  const Groups groups{g.heads, g.dim, LoadLe<uint16_t>(encoded.data() + kAtSplit)};
+  if (groups.split >= g.dim) return "split_dim out of range";
+  const auto log_streams = std::to_integer<uint32_t>(encoded[kAtStreams]);
+  if (log_streams > 3) return "too many streams";
+  const uint64_t mean_bytes = LoadLe<uint32_t>(encoded.data() + kAtMeans);
+  if (mean_bytes > Arrays::kMeanBytes * g.columns) return "more bytes of means than there can be";
+  const uint64_t exact_at = kHeader + 2 * uint64_t{groups.count()};
+  const uint64_t lists_at = exact_at + 2 * uint64_t{exact} * g.columns;
+  if (lists_at > encoded.size()) return "shorter than its steps and exact tokens";
+  ScratchCarver carve(context.scratch);
+  const Arrays arrays(g, carve);
+  const Work work{shape, g, Fns(fp16), arrays, rope ? context.rope : nullptr, exact};
+  for (uint32_t i = 0; i < groups.count(); ++i) {
+    if (!GoodStep(LoadLe<uint16_t>(encoded.data() + kHeader + 2 * i))) return "a step out of range";
+  }
+  BitReader lists(encoded.subspan(lists_at));
+  if (!rans::GetClasses(lists, {arrays.classes, g.columns}, {arrays.list, g.columns})) {
+    return "not a list of classes";
+  }
+  const uint64_t riding = std::min<uint64_t>(uint64_t{rans::kCargoBytes} << log_streams, mean_bytes);
+  const uint64_t means_at = lists_at + lists.bytes_used();
+  const uint64_t block_at = (means_at + mean_bytes - riding + 3) / 4 * 4;
+  if (block_at > encoded.size()) return "shorter than its lists";
+  rans::Decoder decoder(rans::TableSet::kQuantized, g.columns, g.tokens, carve.Rest());
+  if (const char* bad = decoder.Start({arrays.classes, g.columns}, encoded.subspan(block_at))) {
+    return bad;
+  }
+  if (decoder.streams() != 1u << log_streams) return "two counts of streams";
+  std::memcpy(arrays.mean_bytes, decoder.cargo().data(), riding);
+  std::memcpy(arrays.mean_bytes + riding, encoded.data() + means_at, mean_bytes - riding);
+  BitReader means({arrays.mean_bytes, mean_bytes});
+  if (!GetIntegers(means, -(1 << 17), 1 << 17, {arrays.means, g.columns}) ||
+      means.bytes_used() != mean_bytes) {
+    return "not a list of means";
+  }
+  const uint32_t unit = g.unit(rope);
+  for (uint32_t first = 0; first < g.columns; first += unit) {
+    const uint32_t count = std::min(unit, g.columns - first);
+    for (uint32_t c = 0; c < count; ++c) {
+      if (const char* bad = decoder.Column(arrays.q)) return bad;
+      std::fill(arrays.q + g.tokens, arrays.q + g.stride, int16_t{0});
+      const float step =
+          StepOf(LoadLe<uint16_t>(encoded.data() + kHeader + 2 * groups.of(first + c)));
+      const float eighth = step * 0.125f;
+      const float level = static_cast<float>(arrays.means[first + c]) * eighth;
+      work.fns.rebuild(arrays.q, g.stride, step, level, work.Column(c));
+    }
+    work.Store(first, count, encoded.data() + exact_at, out);
+  }
+  return decoder.Finish();
+}
+
+class EcCCodecImpl final : public Codec {
+ public:
+  CodecId id() const override { return CodecId::kEcC; }
+  QualityClass quality() const override { return QualityClass::kNear; }  // At best: as it is asked.
+
+  bool Supports(const SegmentShape& shape) const override {
+    const uint64_t columns = uint64_t{shape.heads} * shape.dim;
+    return (shape.dtype == Dtype::kBf16 || shape.dtype == Dtype::kFp16) && shape.tokens >= 1 &&
+           shape.tokens <= rans::kMaxTokens && columns >= 1 && columns <= rans::kMaxColumns &&
+           shape.raw_bytes == 2 * columns * shape.tokens;
+  }
+
+  uint64_t MaxEncodedBytes(const SegmentShape& shape) const override {
+    return shape.raw_bytes - shape.raw_bytes / 32;
+  }
+
+  uint64_t scratch_bytes(const SegmentShape& shape) const override {
+    const Geometry g(shape);
+    return Arrays::Bytes(g) + std::max(rans::EncodeScratchBytes(g.columns, g.tokens),
+                                       rans::DecodeScratchBytes(g.columns, g.tokens));
+  }
+
+  uint64_t step_bytes(const SegmentShape& shape) const override { return shape.raw_bytes; }
+
+  std::optional<EncodedSegment> Encode(const SegmentShape& shape, ByteSpan raw,
+                                       MutableByteSpan out,
+                                       const CodecContext& context) const override {
+    const uint64_t limit = MaxEncodedBytes(shape);
+    if (!Supports(shape) || raw.size() != shape.raw_bytes || out.size() < limit) {
+      return std::nullopt;
+    }
+    return EncodeSegment(shape, raw, out.first(limit), context);
+  }
+
+  Status Decode(const SegmentShape& shape, uint32_t params, ByteSpan encoded, uint64_t begin,
+                MutableByteSpan out, const CodecContext& context) const override {
+    if (!Supports(shape) || begin != 0 || out.size() != shape.raw_bytes) {
+      return Fail(Code::kInvalidArgument, fmt::format("EC-C segment: no step {}+{} of {}", begin,
+                                                      out.size(), shape.raw_bytes));
+    }
+    const char* bad =
+        params == 0 ? tiercel::DecodeSegment(shape, encoded, out, context) : "params is not 0";
+    if (bad == nullptr) return OkStatus();
+    return Fail(Code::kDataLoss, fmt::format("EC-C segment of {} bytes: {}", encoded.size(), bad));
+  }
+};
+
+}  // namespace
+
+bool Fits(const RopeTables& tables, const SegmentShape& shape) {
+  const Rope& rope = tables.rope;
+  return rope.dims % 2 == 0 && rope.dims <= kMaxRopeDims && rope.first <= shape.dim &&
+         rope.dims <= shape.dim - rope.first && tables.stride >= ColumnStride(shape.tokens);
+}
+
+const Codec& EcCCodec() {
+  static const EcCCodecImpl codec;
+  return codec;
+}
+
+}  // namespace tiercel

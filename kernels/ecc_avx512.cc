@@ -1,0 +1,55 @@
+#if defined(__x86_64__)
+
+#include "kernels/ecc_core.h"
+
+// The scalar loops, which the compiler turns into AVX-512 here: lanes do not depend on each other, and
+// what is summed are integers. (No contraction: see CMakeLists.txt.)
+#define TIERCEL_AVX512 \
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2"), optimize("O3", "no-trapping-math"), flatten))
+
+namespace tiercel::ecc {
+namespace {
+
+template <bool kFp16>
+TIERCEL_AVX512 void WidenAll(const uint16_t* from, size_t n, float* to) {
+  WidenColumn<kFp16>(from, n / 32 * 32, to);
+}
+template <bool kFp16>
+TIERCEL_AVX512 void NarrowAll(const float* from, size_t n, uint16_t* to) {
+  NarrowColumn<kFp16>(from, n / 32 * 32, to);
+}
+TIERCEL_AVX512 bool SumAll(const float* x, size_t n, float inverse, int64_t* sum) {
+  return SumColumn(x, n / 32 * 32, inverse, sum);
+}
+TIERCEL_AVX512 Sums QuantizeAll(const float* x, size_t n, float inverse, float mean, int16_t* q) {
+  return QuantizeColumn(x, n / 32 * 32, inverse, mean, q);
+}
+TIERCEL_AVX512 void RebuildAll(const int16_t* q, size_t n, float step, float mean, float* x) {
+  RebuildColumn(q, n / 32 * 32, step, mean, x);
+}
+TIERCEL_AVX512 void RotateAll(float* a, float* b, size_t n, const float* cos, const float* sin) {
+  RotateColumns(a, b, n / 32 * 32, cos, sin);
+}
+TIERCEL_AVX512 void UnrotateAll(float* a, float* b, size_t n, const float* cos, const float* sin) {
+  UnrotateColumns(a, b, n / 32 * 32, cos, sin);
+}
+TIERCEL_AVX512 Moments MomentsAll(const float* x, size_t n, float scale) {
+  return MomentsOf(x, n / 32 * 32, scale);
+}
+
+}  // namespace
+
+ColumnFns Avx512Columns(bool fp16) {
+  return {fp16 ? WidenAll<true> : WidenAll<false>,
+          fp16 ? NarrowAll<true> : NarrowAll<false>,
+          SumAll,
+          QuantizeAll,
+          RebuildAll,
+          RotateAll,
+          UnrotateAll,
+          MomentsAll};
+}
+
+}  // namespace tiercel::ecc
+
+#endif  // __x86_64__

@@ -1,0 +1,180 @@
+// EC-C one value at a time: the scalar reference, in plain C++ that a device compiler takes too. (Compile
+// with -ffp-contract=off: one fp32 operation a statement, rounding to nearest even.)
+//
+//   encode: y = x * (8 / step)              steps of an eighth
+//           m = the column's mean of y      an integer
+//           q = rint((y - m) / 8)           entropy-coded (rans_core.h)
+//   decode: x = q * step + m * (step / 8)   then back to the plane's dtype
+//
+// Keys may be unrotated before and rotated after (rope_core.h). Layout: docs/block-format.md, "EC-C".
+#ifndef TIERCEL_KERNELS_ECC_CORE_H_
+#define TIERCEL_KERNELS_ECC_CORE_H_
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+
+namespace tiercel::ecc {
+
+inline constexpr float kLimit = 65528.0f;  // Of y; beyond it, and of NaN, the segment is stored RAW.
+inline constexpr uint32_t kLeastStep = 0x0d80;  // 2^-100 as bf16 bits, and
+inline constexpr uint32_t kMostStep = 0x7180;   // 2^100: eighths and quotients of steps stay normal.
+
+// Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest integer, ties to even.
+constexpr float Round(float v) {
+  constexpr float kMagic = 12582912.0f;
+  const float up = v + kMagic;
+  return up - kMagic;
+}
+
+constexpr float FromBf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+constexpr uint16_t ToBf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+constexpr float FromFp16(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16;
+  const uint32_t rest = half & 0x7fffu;
+  if (rest >= 0x7c00) return std::bit_cast<float>(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+  if (rest >= 0x400) return std::bit_cast<float>(sign | ((rest << 13) + (112u << 23)));
+  const float magnitude = static_cast<float>(rest) * 0x1p-24f;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
+}
+// Nearest even; what is too large becomes the largest finite value.
+constexpr uint16_t ToFp16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t out = 0;
+  if (magnitude >= 0x477ff000) {  // From 65520 on.
+    out = 0x7bff;
+  } else if (magnitude >= 0x38800000) {  // From 2^-14 on.
+    out = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+  } else {
+    const float scaled = std::bit_cast<float>(magnitude) * 0x1p24f;
+    out = static_cast<uint32_t>(Round(scaled));
+  }
+  return static_cast<uint16_t>(sign | out);
+}
+
+template <bool kFp16>
+constexpr float Widen(uint16_t v) {
+  return kFp16 ? FromFp16(v) : FromBf16(v);
+}
+template <bool kFp16>
+constexpr uint16_t Narrow(float v) {
+  return kFp16 ? ToFp16(v) : ToBf16(v);
+}
+
+// The mean of n integers that sum to sum, ties up.
+constexpr int32_t Mean(int64_t sum, int64_t n) {
+  const int64_t twice = 2 * sum + n;
+  const int64_t quotient = twice / (2 * n);
+  return static_cast<int32_t>(twice % (2 * n) < 0 ? quotient - 1 : quotient);
+}
+
+// A column's q, and what they sum to.
+struct Sums {
+  int64_t values = 0;
+  int64_t magnitudes = 0;
+};
+
+// The loops over a column; n is a multiple of 32.
+template <bool kFp16>
+constexpr void WidenColumn(const uint16_t* from, size_t n, float* to) {
+  for (size_t i = 0; i < n; ++i) to[i] = Widen<kFp16>(from[i]);
+}
+template <bool kFp16>
+constexpr void NarrowColumn(const float* from, size_t n, uint16_t* to) {
+  for (size_t i = 0; i < n; ++i) to[i] = Narrow<kFp16>(from[i]);
+}
+// The sum of rint(x * inverse); false where one is beyond kLimit or no number.
+constexpr bool SumColumn(const float* x, size_t n, float inverse, int64_t* sum) {
+  int32_t total = 0;
+  int32_t outside = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const float y = x[i] * inverse;
+    const bool inside = y <= kLimit && y >= -kLimit;
+    outside |= inside ? 0 : 1;
+    total += static_cast<int32_t>(Round(inside ? y : 0.0f));
+  }
+  *sum = total;
+  return outside == 0;
+}
+constexpr Sums QuantizeColumn(const float* x, size_t n, float inverse, float mean, int16_t* q) {
+  int32_t values = 0;
+  int32_t magnitudes = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const float y = x[i] * inverse;
+    const float centred = y - mean;
+    const float eighth = centred * 0.125f;
+    const auto v = static_cast<int32_t>(Round(eighth));
+    q[i] = static_cast<int16_t>(v);
+    values += v;
+    magnitudes += v < 0 ? -v : v;
+  }
+  return {values, magnitudes};
+}
+constexpr void RebuildColumn(const int16_t* q, size_t n, float step, float mean, float* x) {
+  for (size_t i = 0; i < n; ++i) {
+    const float scaled = static_cast<float>(q[i]) * step;
+    x[i] = scaled + mean;
+  }
+}
+// Rotates by the angle of (cos, sin); with -sin, back.
+constexpr void RotateColumns(float* a, float* b, size_t n, const float* cos, const float* sin) {
+  for (size_t i = 0; i < n; ++i) {
+    const float ac = a[i] * cos[i];
+    const float bs = b[i] * sin[i];
+    const float bc = b[i] * cos[i];
+    const float as = a[i] * sin[i];
+    a[i] = ac - bs;
+    b[i] = bc + as;
+  }
+}
+constexpr void UnrotateColumns(float* a, float* b, size_t n, const float* cos, const float* sin) {
+  for (size_t i = 0; i < n; ++i) {
+    const float ac = a[i] * cos[i];
+    const float bs = b[i] * sin[i];
+    const float bc = b[i] * cos[i];
+    const float as = a[i] * sin[i];
+    a[i] = ac + bs;
+    b[i] = bc - as;
+  }
+}
+// Sums of i and i^2 for i = rint(x * scale), |i| at most 2^11, of n at most 4096 values.
+struct Moments {
+  int64_t sum = 0;
+  int64_t squares = 0;
+};
+constexpr Moments MomentsOf(const float* x, size_t n, float scale) {
+  int32_t sum = 0;
+  int64_t squares = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const auto v = static_cast<int32_t>(Round(x[i] * scale));
+    sum += v;
+    squares += v * v;
+  }
+  return {sum, squares};
+}
+
+struct ColumnFns {
+  void (*widen)(const uint16_t*, size_t, float*);
+  void (*narrow)(const float*, size_t, uint16_t*);
+  bool (*sum)(const float*, size_t, float, int64_t*);
+  Sums (*quantize)(const float*, size_t, float, float, int16_t*);
+  void (*rebuild)(const int16_t*, size_t, float, float, float*);
+  void (*rotate)(float*, float*, size_t, const float*, const float*);
+  void (*unrotate)(float*, float*, size_t, const float*, const float*);
+  Moments (*moments)(const float*, size_t, float);
+};
+
+#if defined(__x86_64__)
+ColumnFns Avx2Columns(bool fp16);
+ColumnFns Avx512Columns(bool fp16);
+#endif
+
+}  // namespace tiercel::ecc
+
+#endif  // TIERCEL_KERNELS_ECC_CORE_H_
