@@ -24,6 +24,7 @@ using grpc::ServerUnaryReactor;
 constexpr Nanos kAsk = 5 * kSecond;
 constexpr Nanos kLongAsk = 600 * kSecond;
 constexpr int kMaxControlBytes = 64 << 10;
+constexpr size_t kMinUcxAddress = 16, kMaxUcxAddress = 4096;
 
 grpc::Status ToGrpc(const Error& error) {
   return {static_cast<grpc::StatusCode>(error.code), error.message};
@@ -173,6 +174,11 @@ class DataService final : public v1::Tiercel::CallbackService {
       return Answer(context, {grpc::StatusCode::FAILED_PRECONDITION,
                               fmt::format("the client speaks wire versions {}..{}, this node {}", request->proto_min(),
                                           request->proto_max(), kWireVersion)});
+    }
+    // Kept until the session's HELLO: its size is the client's word for now.
+    if (const size_t bytes = request->ucx_address().size(); bytes > 0 && (bytes < kMinUcxAddress || bytes > kMaxUcxAddress)) {
+      return Answer(context, {grpc::StatusCode::INVALID_ARGUMENT, fmt::format("ucx_address: {} bytes, not {}..{}", bytes,
+                                                                              kMinUcxAddress, kMaxUcxAddress)});
     }
     Node::SessionAsk ask;
     ask.client_name = request->client_name().substr(0, 256);

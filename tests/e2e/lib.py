@@ -1,7 +1,10 @@
 """What every end-to-end test needs: the programs, a server in a folder of its own, checks and GOAL lines."""
+import atexit
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +17,10 @@ BIN = Path(os.environ.get("TIERCEL_BIN", ROOT / "build/dev/bin"))
 FULL = os.environ.get("TIERCEL_FULL") == "1"
 SERVER, CLI, LOAD = BIN / "tiercel-server", BIN / "tiercel", BIN / "tiercel-e2e-load"
 _failed = 0
+_servers = []  # With a folder that is still there.
+# A test that is told to end leaves like one that failed: no process and no folder stays behind.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+atexit.register(lambda: [server.remove() for server in list(_servers)])
 
 
 def check(name, good, told=""):
@@ -45,6 +52,7 @@ class Server:
         self.settings = settings
         self.ssd = ssd
         self.process = None
+        _servers.append(self)
         if config:
             (self.folder / "tiercel.yaml").write_text(config)
 
@@ -61,7 +69,8 @@ class Server:
         self.log = self.folder / "log"
         self.log.write_text("")
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([str(a) for a in args], stdout=log, stderr=log)
+            self.process = subprocess.Popen([str(a) for a in args], stdout=log, stderr=log,
+                                            env={**os.environ, "TMPDIR": str(self.folder)})
         until = time.monotonic() + wait
         while time.monotonic() < until:
             ready = re.search(r"node\.ready .*grpc=(\S+) http=(\S+)", self.logged())
@@ -71,9 +80,10 @@ class Server:
             if self.process.poll() is not None:
                 break
             time.sleep(0.005)
+        why = f"it hung for {wait} s" if self.alive() else f"it exited with {self.process.returncode}"
         logged = self.logged()
-        self.__exit__()
-        raise RuntimeError(f"the server did not start:\n{logged}")
+        self.remove()
+        raise RuntimeError(f"the server did not start, {why}:\n{logged}")
 
     def logged(self):
         return self.log.read_text(errors="replace")
@@ -113,9 +123,31 @@ class Server:
         return self.start()
 
     def __exit__(self, *_):
+        self.remove()
+
+    def remove(self):
+        """No process and no folder of it is left."""
         if self.process and self.alive():
             self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self in _servers and not self.folder.exists():
+            _servers.remove(self)
+
+
+def stat(server):
+    """What `tiercel stat` says. A second time when the first met its deadline: where many processes share few
+    cores a node may not be given one for that long; a node that is silent twice is at fault."""
+    status, out, err = run(CLI, "-e", server.grpc, "--json", "stat")
+    if status != 0 and "deadline" in err.lower():
+        status, out, err = run(CLI, "-e", server.grpc, "--json", "stat")
+    if status != 0:
+        raise RuntimeError(f"stat: {err.strip()}")
+    return json.loads(out)
+
+
+def outside_arena(server):
+    """Bytes of RAM that it holds beside the blocks."""
+    return int(stat(server)["rss_outside_arena_bytes"])
 
 
 def serves(server):
