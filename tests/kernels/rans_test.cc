@@ -2,14 +2,19 @@
 // outside its spans.
 #include "kernels/rans.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
+#include <string>
 
+#include "kernels/rans_frozen.h"
 #include "tests/kernels/kernels_testing.h"
 
 namespace tiercel::rans {
@@ -193,6 +198,28 @@ TEST(RansTest, EveryIsaSeesTheSameInAMalformedBlock) {
       EXPECT_EQ(said, *reference) << Name(isa);
     }
   }
+}
+
+TEST(RansTest, TheDocumentHasTheTablesAndTheExample) {
+  std::ifstream file(std::string(TIERCEL_SOURCE_DIR) + "/docs/block-format.md");
+  const std::string document{std::istreambuf_iterator<char>(file), {}};
+  for (const auto* frequencies : {kQuantizedFrequencies, kExponentFrequencies}) {
+    for (uint32_t t = 1; t < kTables; ++t) {
+      std::string line = fmt::format("    {:2}  ", t);
+      for (uint32_t s = 0; s < kSymbols; ++s) {
+        line += fmt::format("{}{}", frequencies[t - 1][s], s + 1 < kSymbols ? " " : "\n");
+      }
+      EXPECT_NE(document.find(line), std::string::npos) << line;
+    }
+  }
+  const LaneTable& table = TablesOf(TableSet::kQuantized).lane[20];
+  uint32_t x = kLow;
+  uint16_t word = 0;
+  EXPECT_FALSE(EncodeLane(x, table.frequency[8], table.start[8], &word));
+  EXPECT_EQ(x, 0x24cdeu);
+  EXPECT_FALSE(EncodeLane(x, table.frequency[7], table.start[7], &word));
+  EXPECT_EQ(x, 0x4ca96u);
+  EXPECT_NE(document.find("0x4ca96"), std::string::npos);
 }
 
 TEST(BitsTest, ListsOfIntegersComeBack) {
