@@ -106,6 +106,12 @@ const Codec* FindCodec(CodecId id) {
       return &EcXCodec();
     case CodecId::kEcC:
       return &EcCCodec();
+    case CodecId::kF8:
+      return &F8Codec();
+    case CodecId::kI8:
+      return &I8Codec();
+    case CodecId::kI4h:
+      return &I4hCodec();
     default:
       return nullptr;
   }

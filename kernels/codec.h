@@ -40,9 +40,9 @@ enum class CodecId : uint8_t {
   kRaw = 0,
   kLlf = 1,     // Lossless, fixed 4-bit exponent codes.
   kLle = 2,     // Lossless, entropy-coded exponents.
-  kF8 = 3,
-  kI8 = 4,
-  kI4h = 5,
+  kF8 = 3,      // e4m3, a power of two a head.
+  kI8 = 4,      // 8 bits between bounds: K by channel, V by token.
+  kI4h = 5,     // 4 bits of a Hadamard transform of each token's head.
   kTq = 6,
   kEcC = 7,
   kEcK = 8,
@@ -109,6 +109,8 @@ class Codec {
   // The class of what Decode gives; of a codec that heeds CodecHints::quality, the best it can be.
   virtual QualityClass quality() const = 0;
   bool lossy() const { return quality() != QualityClass::kExact; }
+  // Whether quality() is its class whatever is asked of it; such a codec heeds no options.
+  virtual bool one_class() const { return !lossy(); }
   virtual bool needs_artifact() const { return false; }
   virtual bool Supports(const SegmentShape& shape) const = 0;
 
@@ -140,6 +142,9 @@ const Codec& LleCodec();
 const Codec& EcKCodec();
 const Codec& EcXCodec();
 const Codec& EcCCodec();
+const Codec& F8Codec();
+const Codec& I8Codec();
+const Codec& I4hCodec();
 
 }  // namespace tiercel
 

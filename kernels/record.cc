@@ -289,8 +289,8 @@ Status ReadHeader(ByteSpan bytes, size_t header_bytes, RecordSummary& out,
   if (out.lossy != FindCodec(out.codec)->lossy()) {
     return Bad(Code::kDataLoss, "flags {:#04x} with codec {}", flags, Name(out.codec));
   }
-  if (out.lossy && out.quality == QualityClass::kExact) {
-    return Bad(Code::kDataLoss, "quality class exact with codec {}", Name(out.codec));
+  if (out.quality < FindCodec(out.codec)->quality()) {
+    return Bad(Code::kDataLoss, "quality class {} with codec {}", Name(out.quality), Name(out.codec));
   }
   out.n_segments = U16(bytes, kSegments);
   out.pos0 = U64(bytes, kPos0);
@@ -336,6 +336,10 @@ Status ReadDirectory(RecordView& record) {
     }
     if (FindCodec(codec)->lossy() && !record.lossy) {
       return Bad(Code::kDataLoss, "segment {} has codec {} in a record that is not lossy", i,
+                 Name(codec));
+    }
+    if (codec != CodecId::kRaw && !FindCodec(codec)->Supports(shape)) {
+      return Bad(Code::kDataLoss, "segment {} has codec {}, which does not take its shape", i,
                  Name(codec));
     }
     if (bytes > raw || (codec == CodecId::kRaw && bytes != raw)) {

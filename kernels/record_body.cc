@@ -317,7 +317,7 @@ Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint3
                      const RopeTables* rope) {
   const SegmentShape& shape = segment.shape;
   const Codec* codec = FindCodec(segment.codec);
-  if (codec == nullptr) {
+  if (codec == nullptr || !codec->Supports(shape)) {
     return Fail(Code::kDataLoss, fmt::format("{}: codec {}", SegmentName(shape),
                                              static_cast<int>(segment.codec)));
   }
@@ -472,14 +472,15 @@ Result<uint64_t> EncodeRecordFrom(const RecordSpec& spec, CodecId codec_id,
                             Name(codec_id)));
   }
   QualityClass quality = spec.quality;
-  RecordSpec used_spec = spec;  // Options are for lossy codecs alone.
+  RecordSpec used_spec = spec;  // Options are for codecs of several classes.
   const EncodeOptions defaults;
-  if (codec->lossy()) {
+  if (!codec->one_class()) {
     if (used_spec.options == nullptr) used_spec.options = &defaults;
     quality = std::max({quality, codec->quality(), used_spec.options->quality});
     TIERCEL_TRY(CheckOptions(used_spec));
   } else {
     used_spec.options = nullptr;
+    quality = std::max(quality, codec->quality());
   }
   return EncodeChecked(used_spec, *codec, quality, source, out, opaque_bytes);
 }
