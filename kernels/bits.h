@@ -6,6 +6,7 @@
 #ifndef TIERCEL_KERNELS_BITS_H_
 #define TIERCEL_KERNELS_BITS_H_
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <span>
@@ -88,13 +89,22 @@ class BitReader {
 // less 0), 4 bits k; then each in an Exp-Golomb code of order k of its zigzag z: with u = z + 2^k of n
 // bits, n - 1 - k zeros, a one, and the low n - 1 bits of u. The writer takes the shortest of the 32.
 inline void PutIntegers(BitWriter& out, std::span<const int32_t> values) {
-  uint64_t cost[2][16] = {};
+  uint32_t cost[2][16] = {};
   int32_t last = 0;
+  uint32_t any = 1;
+  for (const int32_t v : values) {
+    any |= rans::ZigZag(v) | rans::ZigZag(v - last);
+    last = v;
+  }
+  // Orders above that of the largest only make every code longer.
+  const uint32_t orders = std::min(16u, static_cast<uint32_t>(std::bit_width(any)) + 1);
+  for (uint32_t k = orders; k < 16; ++k) cost[0][k] = cost[1][k] = UINT32_MAX;
+  last = 0;
   for (const int32_t v : values) {
     const uint32_t z[2] = {rans::ZigZag(v), rans::ZigZag(v - last)};
     last = v;
     for (int d = 0; d < 2; ++d) {
-      for (uint32_t k = 0; k < 16; ++k) {
+      for (uint32_t k = 0; k < orders; ++k) {
         cost[d][k] += 2 * static_cast<uint32_t>(std::bit_width(z[d] + (1u << k))) - 1 - k;
       }
     }

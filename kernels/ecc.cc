@@ -52,7 +52,8 @@ ColumnFns Fns(bool fp16) {
           RebuildColumn,
           RotateColumns,
           UnrotateColumns,
-          MomentsOf};
+          MomentsOf,
+          LargestOf};
 }
 
 bool Rotates(SegmentKind kind) { return kind != SegmentKind::kV; }
@@ -175,10 +176,8 @@ struct Work {
 // The plane's spread: the root of the mean variance of its columns. 0 where there is none, or where a
 // value is not finite.
 float Spread(const Work& work, ByteSpan raw, bool fp16) {
-  uint32_t most = 0;
-  for (size_t i = 0; i < raw.size(); i += 2) {
-    most = std::max(most, LoadLe<uint16_t>(raw.data() + i) & 0x7fffu);
-  }
+  const uint32_t most =
+      work.fns.largest(reinterpret_cast<const uint16_t*>(raw.data()), raw.size() / 2);
   const float largest = fp16 ? FromFp16(static_cast<uint16_t>(most)) : FromBf16(static_cast<uint16_t>(most));
   if (!(largest > 0x1p-60f && largest < 0x1p60f)) return 0;
   // Rotation can make a value larger by the root of two.

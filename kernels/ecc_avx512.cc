@@ -36,6 +36,7 @@ TIERCEL_AVX512 void UnrotateAll(float* a, float* b, size_t n, const float* cos, 
 TIERCEL_AVX512 Moments MomentsAll(const float* x, size_t n, float scale) {
   return MomentsOf(x, n / 32 * 32, scale);
 }
+TIERCEL_AVX512 uint32_t LargestAll(const uint16_t* values, size_t n) { return LargestOf(values, n); }
 
 }  // namespace
 
@@ -47,7 +48,8 @@ ColumnFns Avx512Columns(bool fp16) {
           RebuildAll,
           RotateAll,
           UnrotateAll,
-          MomentsAll};
+          MomentsAll,
+          LargestAll};
 }
 
 }  // namespace tiercel::ecc

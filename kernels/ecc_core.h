@@ -159,6 +159,16 @@ constexpr Moments MomentsOf(const float* x, size_t n, float scale) {
   return {sum, squares};
 }
 
+// The largest of n magnitudes, as bits.
+constexpr uint32_t LargestOf(const uint16_t* values, size_t n) {
+  uint16_t most = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const auto magnitude = static_cast<uint16_t>(values[i] & 0x7fffu);
+    most = magnitude > most ? magnitude : most;
+  }
+  return most;
+}
+
 struct ColumnFns {
   void (*widen)(const uint16_t*, size_t, float*);
   void (*narrow)(const float*, size_t, uint16_t*);
@@ -168,6 +178,7 @@ struct ColumnFns {
   void (*rotate)(float*, float*, size_t, const float*, const float*);
   void (*unrotate)(float*, float*, size_t, const float*, const float*);
   Moments (*moments)(const float*, size_t, float);
+  uint32_t (*largest)(const uint16_t*, size_t);
 };
 
 #if defined(__x86_64__)

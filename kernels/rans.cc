@@ -166,23 +166,11 @@ void Encoder::Add(const int16_t* values) {
       if (byte == kFar) StoreLe(far_ + 2 * n_far_++, static_cast<int16_t>(reduced));
     }
   }
-  if (shift != 0) AddRest(values, shift);
-}
-
-void Encoder::AddRest(const int16_t* values, uint32_t shift) {
-  const size_t plane = PlaneBytes(tokens_);
-  std::byte* const to = rests_ + rests_bytes_;
-  for (uint32_t first = 0; first < tokens_; first += 8) {
-    const uint32_t n = std::min(8u, tokens_ - first);
-    // Eight values' rests, a byte each; then bit b of each byte to plane b.
-    uint64_t bytes = 0;
-    for (uint32_t i = 0; i < n; ++i) bytes |= uint64_t{RestOf(values[first + i], shift)} << (8 * i);
-    for (uint32_t b = 0; b < shift; ++b) {
-      const uint64_t bits = bytes >> b & 0x0101010101010101u;
-      to[b * plane + first / 8] = static_cast<std::byte>(bits * 0x0102040810204080u >> 56);
-    }
+  if (shift != 0) {
+    const size_t plane = PlaneBytes(tokens_);
+    fns_.rests(values, tokens_, shift, rests_ + rests_bytes_, plane);
+    rests_bytes_ += shift * plane;
   }
-  rests_bytes_ += shift * plane;
 }
 
 std::optional<uint64_t> Encoder::Finish(uint32_t streams, ByteSpan cargo, MutableByteSpan out) {

@@ -57,8 +57,6 @@ class Encoder {
   std::optional<uint64_t> Finish(uint32_t streams, ByteSpan cargo, MutableByteSpan out);
 
  private:
-  void AddRest(const int16_t* values, uint32_t shift);
-
   const Tables& tables_;
   const RowFns fns_;
   const bool shifts_;  // Exponents are never shifted.

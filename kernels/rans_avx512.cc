@@ -321,6 +321,25 @@ TIERCEL_AVX512 uint32_t BestTable(const CostTable& costs, const Histogram& histo
   return (a < b ? a : b) & 31;
 }
 
+TIERCEL_AVX512 void Rests(const int16_t* values, size_t n, uint32_t shift, std::byte* planes,
+                          size_t plane_bytes) {
+  const __m512i half = _mm512_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
+  for (size_t i = 0; i < n; i += 32) {
+    const __mmask32 some = First(n - i);
+    const __m512i v = _mm512_add_epi16(_mm512_maskz_loadu_epi16(some, values + i), half);
+    for (uint32_t b = 0; b < shift; ++b) {
+      const uint32_t bits =
+          _mm512_mask_test_epi16_mask(some, v, _mm512_set1_epi16(static_cast<int16_t>(1 << b)));
+      std::byte* const to = planes + b * plane_bytes + i / 8;
+      if (n - i >= 32) {
+        __builtin_memcpy(to, &bits, 4);
+      } else {
+        for (size_t k = 0; k < (n - i + 7) / 8; ++k) to[k] = static_cast<std::byte>(bits >> (8 * k));
+      }
+    }
+  }
+}
+
 TIERCEL_AVX512 size_t Escapes(const uint8_t* symbols, size_t n) {
   const __m256i escape = _mm256_set1_epi8(kEscape);
   size_t count = 0;
@@ -348,8 +367,12 @@ TIERCEL_AVX512 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, con
       value = _mm512_sub_epi16(_mm512_sll_epi16(value, by), half);
       for (uint32_t b = 0; b < shift; ++b) {
         uint32_t bits = 0;
-        const size_t bytes = (n - i + 7) / 8;
-        __builtin_memcpy(&bits, rests + b * plane_bytes + i / 8, bytes < 4 ? bytes : 4);
+        const std::byte* const from = rests + b * plane_bytes + i / 8;
+        if (n - i >= 32) {
+          __builtin_memcpy(&bits, from, 4);
+        } else {
+          __builtin_memcpy(&bits, from, (n - i + 7) / 8);
+        }
         value = _mm512_mask_add_epi16(value, bits, value,
                                       _mm512_set1_epi16(static_cast<int16_t>(1 << b)));
       }
@@ -366,7 +389,7 @@ bool HasAvx512Rows() {
       __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("avx512vbmi") != 0;
   return has;
 }
-RowFns Avx512Rows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Escapes, Values}; }
+RowFns Avx512Rows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Rests, Escapes, Values}; }
 
 }  // namespace tiercel::rans
 

@@ -41,6 +41,9 @@ using SymbolsFn = void (*)(const int16_t* values, size_t n, uint32_t shift, uint
                            Histogram& histogram);
 // The cheapest table from `first` on; among equals the lowest.
 using BestTableFn = uint32_t (*)(const CostTable& costs, const Histogram& histogram, uint32_t first);
+// The low bits of n values to `shift` planes.
+using RestsFn = void (*)(const int16_t* values, size_t n, uint32_t shift, std::byte* planes,
+                         size_t plane_bytes);
 // How many of n symbols are escapes; n is a multiple of 32.
 using EscapesFn = size_t (*)(const uint8_t* symbols, size_t n);
 // n symbols to values -7..8, shifted left; true where one is an escape. rests: shift planes of
@@ -54,6 +57,7 @@ struct RowFns {
   MagnitudeFn magnitude;
   SymbolsFn symbols;
   BestTableFn best_table;
+  RestsFn rests;
   EscapesFn escapes;
   ValuesFn values;
 };

@@ -55,6 +55,21 @@ uint32_t BestTable(const CostTable& costs, const Histogram& histogram, uint32_t 
   return best;
 }
 
+void Rests(const int16_t* values, size_t n, uint32_t shift, std::byte* planes,
+           size_t plane_bytes) {
+  for (size_t first = 0; first < n; first += 8) {
+    // Eight values' rests, a byte each; then bit b of each byte to plane b.
+    uint64_t bytes = 0;
+    for (size_t i = first; i < n && i < first + 8; ++i) {
+      bytes |= uint64_t{RestOf(values[i], shift)} << (8 * (i - first));
+    }
+    for (uint32_t b = 0; b < shift; ++b) {
+      const uint64_t bits = bytes >> b & 0x0101010101010101u;
+      planes[b * plane_bytes + first / 8] = static_cast<std::byte>(bits * 0x0102040810204080u >> 56);
+    }
+  }
+}
+
 size_t Escapes(const uint8_t* symbols, size_t n) {
   size_t count = 0;
   for (size_t i = 0; i < n; ++i) count += symbols[i] == kEscape ? 1 : 0;
@@ -78,6 +93,6 @@ bool Values(const uint8_t* symbols, size_t n, uint32_t shift, const std::byte* r
 
 }  // namespace
 
-RowFns ScalarRows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Escapes, Values}; }
+RowFns ScalarRows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Rests, Escapes, Values}; }
 
 }  // namespace tiercel::rans

@@ -1,10 +1,14 @@
 // How fast the kernels are, on one core, in bytes of decoded KV a second.
 //
 //   codec_bench [--benchmark_filter=...]
+//   codec_bench --benchmark_filter=Segment --benchmark_repetitions=7
+//       --benchmark_enable_random_interleaving=true --benchmark_min_time=0.05
 //
 // "Cold" figures walk through more memory than the last cache holds, or as much as the machine gives;
 // "hot" ones stay in one block.
 #include <benchmark/benchmark.h>
+#include <lz4.h>
+#include <zstd.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -15,6 +19,7 @@
 #include "kernels/digest.h"
 #include "kernels/paged.h"
 #include "kernels/record.h"
+#include "tests/kernels/column_codecs_testing.h"
 #include "tests/kernels/kernels_testing.h"
 
 namespace tiercel {
@@ -107,6 +112,109 @@ void Decode(benchmark::State& state) {
   SetBytes(state, size);
 }
 
+// One segment of `tokens` tokens, that many heads and dims, columns like KV's; the bytes are cold.
+struct Segment {
+  SegmentShape shape;
+  std::vector<std::byte> raw;
+  Cold cold;
+  explicit Segment(benchmark::State& state)
+      : shape(MakeShape(Dtype::kBf16, AxisOrder::kTokenHeadDim,
+                        static_cast<uint32_t>(state.range(0)),
+                        static_cast<uint32_t>(state.range(1)),
+                        static_cast<uint32_t>(state.range(2)))),
+        raw(PlaneLikeKv(shape, 1)),
+        cold(raw.size()) {
+    cold.Fill(raw);
+  }
+};
+CodecContext BenchContext(MutableByteSpan scratch) {
+  CodecContext context;
+  context.scratch = scratch;
+  context.quality = QualityClass::kBalanced;
+  return context;
+}
+
+template <CodecId kCodec>
+void EncodeSegment(benchmark::State& state) {
+  Segment segment(state);
+  const Codec& codec = *FindCodec(kCodec);
+  std::vector<std::byte> scratch(codec.scratch_bytes(segment.shape));
+  std::vector<std::byte> out(segment.raw.size());
+  const CodecContext context = BenchContext(scratch);
+  std::optional<EncodedSegment> coded;
+  for (auto _ : state) {
+    coded = codec.Encode(segment.shape, segment.cold.Next(segment.raw.size()), out, context);
+    if (!coded) return state.SkipWithError("declined");
+  }
+  SetBytes(state, segment.raw.size());
+  state.counters["bits"] =
+      16.0 * static_cast<double>(coded->bytes) / static_cast<double>(segment.raw.size());
+}
+
+template <CodecId kCodec>
+void DecodeSegment(benchmark::State& state) {
+  Segment segment(state);
+  const Codec& codec = *FindCodec(kCodec);
+  std::vector<std::byte> scratch(codec.scratch_bytes(segment.shape));
+  std::vector<std::byte> coded(segment.raw.size());
+  const CodecContext context = BenchContext(scratch);
+  const auto info = codec.Encode(segment.shape, segment.raw, coded, context);
+  if (!info) return state.SkipWithError("declined");
+  for (auto _ : state) {
+    const MutableByteSpan out = segment.cold.Next(segment.raw.size());
+    for (uint64_t at = 0; at < out.size();) {
+      const uint64_t size = std::min(codec.step_bytes(segment.shape), out.size() - at);
+      if (!codec.Decode(segment.shape, info->params, ByteSpan(coded).first(info->bytes), at,
+                        out.subspan(at, size), context)) {
+        return state.SkipWithError("a good segment did not decode");
+      }
+      at += size;
+    }
+  }
+  SetBytes(state, segment.raw.size());
+}
+
+// What the codecs are measured beside: a copy, lz4 and zstd -1 of the same bytes.
+void CopySegment(benchmark::State& state) {
+  Segment segment(state);
+  Cold to(segment.raw.size());
+  for (auto _ : state) {
+    std::memcpy(to.Next(segment.raw.size()).data(), segment.cold.Next(segment.raw.size()).data(),
+                segment.raw.size());
+    benchmark::ClobberMemory();
+  }
+  SetBytes(state, segment.raw.size());
+}
+
+template <bool kZstd, bool kDecode>
+void GeneralSegment(benchmark::State& state) {
+  Segment segment(state);
+  const size_t size = segment.raw.size();
+  const auto n = static_cast<int>(size);
+  std::vector<char> coded(kZstd ? ZSTD_compressBound(size)
+                                : static_cast<size_t>(LZ4_compressBound(n)));
+  const auto encode = [&](ByteSpan from) {
+    const auto* bytes = reinterpret_cast<const char*>(from.data());
+    return kZstd ? ZSTD_compress(coded.data(), coded.size(), bytes, size, 1)
+                 : static_cast<size_t>(LZ4_compress_default(bytes, coded.data(), n,
+                                                            static_cast<int>(coded.size())));
+  };
+  size_t coded_size = encode(segment.raw);
+  for (auto _ : state) {
+    const MutableByteSpan at = segment.cold.Next(size);
+    if constexpr (!kDecode) {
+      coded_size = encode(at);
+    } else if constexpr (kZstd) {
+      benchmark::DoNotOptimize(ZSTD_decompress(at.data(), size, coded.data(), coded_size));
+    } else {
+      benchmark::DoNotOptimize(LZ4_decompress_safe(coded.data(), reinterpret_cast<char*>(at.data()),
+                                                   static_cast<int>(coded_size), n));
+    }
+  }
+  SetBytes(state, size);
+  state.counters["bits"] = 16.0 * static_cast<double>(coded_size) / static_cast<double>(size);
+}
+
 void CopyColdMemcpy(benchmark::State& state) {
   const Sample sample = MakeSample(static_cast<uint64_t>(state.range(0)), CodecId::kRaw);
   Cold source(sample.record.size());
@@ -194,6 +302,21 @@ BENCHMARK_TEMPLATE(Encode, CodecId::kLlf, Dtype::kFp16)->Apply(SizesAndIsas);
 BENCHMARK_TEMPLATE(Decode, CodecId::kRaw, Dtype::kBf16)->Apply(SizesAndIsas);
 BENCHMARK_TEMPLATE(Decode, CodecId::kLlf, Dtype::kBf16)->Apply(SizesAndIsas);
 BENCHMARK_TEMPLATE(Decode, CodecId::kLlf, Dtype::kFp16)->Apply(SizesAndIsas);
+// SmolLM2-135M's K or V of 256 tokens; a Llama's of 256 and of 16.
+void Segments(benchmark::internal::Benchmark* b) {
+  b->Args({256, 3, 64})->Args({256, 8, 128})->Args({16, 8, 128});
+}
+BENCHMARK(CopySegment)->Apply(Segments);
+BENCHMARK_TEMPLATE(EncodeSegment, CodecId::kLlf)->Apply(Segments);
+BENCHMARK_TEMPLATE(DecodeSegment, CodecId::kLlf)->Apply(Segments);
+BENCHMARK_TEMPLATE(EncodeSegment, CodecId::kLle)->Apply(Segments);
+BENCHMARK_TEMPLATE(DecodeSegment, CodecId::kLle)->Apply(Segments);
+BENCHMARK_TEMPLATE(EncodeSegment, CodecId::kEcC)->Apply(Segments);
+BENCHMARK_TEMPLATE(DecodeSegment, CodecId::kEcC)->Apply(Segments);
+BENCHMARK_TEMPLATE(GeneralSegment, false, false)->Name("EncodeSegment<lz4>")->Apply(Segments);
+BENCHMARK_TEMPLATE(GeneralSegment, false, true)->Name("DecodeSegment<lz4>")->Apply(Segments);
+BENCHMARK_TEMPLATE(GeneralSegment, true, false)->Name("EncodeSegment<zstd -1>")->Apply(Segments);
+BENCHMARK_TEMPLATE(GeneralSegment, true, true)->Name("DecodeSegment<zstd -1>")->Apply(Segments);
 BENCHMARK(CopyColdMemcpy)->Apply(Sizes);
 BENCHMARK(CopyColdVerified)->Apply(Sizes);
 BENCHMARK(VerifyHot)->Apply(Sizes);
