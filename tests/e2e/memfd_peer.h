@@ -101,6 +101,7 @@ class Peer {
   };
   // The next frame, or the end of the connection; nothing within 8 s (a peer has 5 to greet and say HELLO).
   std::optional<Answer> Next() {
+    bool hung_up = false;
     for (int i = 0; i < 8000; ++i) {
       RecordHead head;
       const std::byte* body = nullptr;
@@ -117,7 +118,9 @@ class Peer {
       }
       pollfd wait{socket_.get(), POLLIN, 0};
       char byte[256];
-      if (poll(&wait, 1, 1) == 1 && recv(socket_.get(), byte, sizeof(byte), MSG_DONTWAIT) <= 0) return Answer{true, {}, {}};
+      if (hung_up) return Answer{true, {}, {}};
+      // What was said before the hang-up is in the ring by now: one more look.
+      hung_up = poll(&wait, 1, 1) == 1 && recv(socket_.get(), byte, sizeof(byte), MSG_DONTWAIT) <= 0;
     }
     return std::nullopt;
   }
