@@ -45,7 +45,9 @@ class Replay:
     def sequences(self, text: str, length: int, count: int) -> list[list[int]]:
         """`count` stretches of `length` tokens spread evenly over the text, each after a BOS if the model wants one."""
         ids = self.tokens(text)
-        start = [self.tokenizer.bos_token_id] if getattr(self.tokenizer, "add_bos_token", False) else []
+        start = self.tokenizer("a")["input_ids"][:1]
+        if start != [self.tokenizer.bos_token_id]:
+            start = []
         room = length - len(start)
         count = min(count, len(ids) // room)
         if count == 0:

@@ -54,6 +54,11 @@ class Moments:
         self.sum += rows.sum(0)
         self.outer += rows.T @ rows
 
+    def merge(self, other: Moments) -> None:
+        self.count += other.count
+        self.sum += other.sum
+        self.outer += other.outer
+
     @property
     def mean(self) -> np.ndarray:
         return self.sum / max(self.count, 1)

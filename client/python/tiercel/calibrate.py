@@ -69,6 +69,11 @@ class Measured:
     def add_gradients(self, layer: int, kind: int, x: np.ndarray) -> None:
         self._add(self.gradients, (layer, kind), x)
 
+    def merge(self, other: Measured) -> None:
+        for mine, theirs in ((self.values, other.values), (self.gradients, other.gradients)):
+            for key, moments in theirs.items():
+                mine.setdefault(key, Moments(len(moments.sum))).merge(moments)
+
     def fisher(self, layer: int, kind: int) -> np.ndarray:
         """Of one coded token and one predicted token; identity where no gradient was seen."""
         seen = self.gradients.get((layer, kind))
@@ -211,13 +216,14 @@ def from_model(folder: Path, texts: Sequence[Path], options: Options) -> Artifac
         raise ValueError(f"the texts give {len(mixed)} sequences; more than {options.held_out} are needed")
     gap = max(len(mixed) // max(options.held_out, 1), 1)
     apart = set(range(gap - 1, len(mixed), gap)[:options.held_out])
-    measured = collect(replay, artifact, [s for i, s in enumerate(mixed) if i not in apart][:options.sequences], options)
+    taken = [ids for i, ids in enumerate(mixed) if i not in apart][:options.sequences]
+    measured = collect(replay, artifact, taken, options)
     transforms_into(artifact, measured, options.eps)
     artifact.about = {
         "model": folder.name,
         "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
         "texts": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in texts},
-        "tokens": {"sequences": min(len(mixed) - len(apart), options.sequences), "prefix": options.prefix,
+        "tokens": {"sequences": len(taken), "prefix": options.prefix,
                    "suffix": options.suffix, "held_out": len(apart), "exact": EXACT_TOKENS, "block": options.block},
         "metric": {"name": "fisher", "eps": options.eps, "seed": options.seed},
     }

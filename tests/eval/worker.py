@@ -1,0 +1,123 @@
+"""What one process of the harness does: a model, and jobs on it one at a time, single-threaded.
+
+    measure   one calibration sequence --> moments of KV and gradients
+    replay    one test sequence --> for each codec, bits and what the model then says, token by token
+    needle    one prompt with a key hidden in it --> whether each codec still lets the model repeat it
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import lossless
+import numpy as np
+from anchors import fixed_rate
+from kvtc import Kvtc
+from tiercel import _ec
+from tiercel.artifact import Artifact
+from tiercel.calibrate import EXACT_TOKENS, Measured, Options, collect
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Setup:
+    """The same in every worker. measured and artifact are None until calibration is done."""
+
+    folder: Path
+    prefix: int
+    suffix: int
+    block: int
+    artifact: Artifact
+    measured: Measured | None = None
+
+
+@dataclass
+class Point:
+    """One codec at one setting on one sequence: bits a value, and per suffix token."""
+
+    name: str
+    bits: float
+    kl: np.ndarray  # Nats.
+    delta_nll: np.ndarray  # Nats.
+    same_top: np.ndarray  # Whether the likeliest token is the same.
+
+
+_state: dict = {}
+
+
+def start(setup: Setup) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+    from tiercel._replay import Replay
+
+    torch.set_num_threads(1)
+    _state.update(setup=setup, replay=Replay(setup.folder))
+    if setup.measured:
+        _state["kvtc"] = Kvtc(setup.artifact, setup.measured)
+
+
+def codec(name: str, setting: float) -> _ec.Codec:
+    """By its name in the table; setting is a step (EC-*), a budget of bits (KVTC-like), or not used."""
+    setup = _state["setup"]
+    if name.startswith("KVTC"):
+        return _state["kvtc"].codec(setting)
+    if name == "EC-C, one step":
+        return _ec.codec("EC-C", setting)
+    if name in ("EC-X", "EC-K", "EC-C"):
+        return _ec.codec(name, setting, setup.artifact)
+    return fixed_rate(setup.artifact.layers)[name]
+
+
+def measure(job: tuple[list[int], int]) -> Measured:
+    ids, seed = job
+    setup = _state["setup"]
+    options = Options(setup.prefix, setup.suffix, seed=seed, say=lambda line: None)
+    return collect(_state["replay"], setup.artifact, [ids], options)
+
+
+def replay(job: tuple[list[int], list[tuple[str, float]], bool]) -> list[Point]:
+    """Suffix tokens teacher-forced after the prefix as each codec gives it back."""
+    import torch
+    from tiercel._replay import compress, divergence
+
+    ids, points, with_lossless = job
+    setup, model = _state["setup"], _state["replay"]
+    kv = model.prefix(ids[:setup.prefix])
+    suffix = ids[setup.prefix:setup.prefix + setup.suffix]
+    targets = torch.tensor(ids[setup.prefix + 1:setup.prefix + 1 + setup.suffix])[:, None]
+    base = model.log_probabilities(kv, suffix)
+    nll = -base.gather(1, targets)[:, 0].numpy()
+    same = np.ones(len(suffix), bool)
+    out = [Point("exact", 16.0, np.zeros(len(suffix)), nll, same)]
+    if with_lossless:
+        for name, size in lossless.sizes(ROOT).items():
+            out.append(Point(name, lossless.bits(kv, size, setup.block, EXACT_TOKENS), 0 * nll, 0 * nll, same))
+    for name, setting in points:
+        coded, bits = compress(kv, codec(name, setting), setup.block, EXACT_TOKENS)
+        said = model.log_probabilities(coded, suffix)
+        out.append(Point(f"{name} @{setting:.6g}" if setting else name, bits, divergence(base, said),
+                         -said.gather(1, targets)[:, 0].numpy() - nll, (said.argmax(-1) == base.argmax(-1)).numpy()))
+    return out
+
+
+def needle(job: tuple[list[int], list[int], list[tuple[str, float]]]) -> list[bool]:
+    """Whether the greedy tokens after the prompt are the key: exact first, then each codec.
+
+    The last suffix tokens of the prompt (the question) are not coded, as they are not in a cached prefix.
+    """
+    from tiercel._replay import compress
+
+    ids, key, points = job
+    setup, model = _state["setup"], _state["replay"]
+    cut = setup.prefix
+    kv = model.prefix(ids[:cut])
+    out = []
+    for choice in [None, *points]:
+        given = kv if choice is None else compress(kv, codec(*choice), setup.block, EXACT_TOKENS)[0]
+        # Teacher-forced: the key is repeated greedily if and only if each of its tokens is the likeliest.
+        said = model.log_probabilities(given, ids[cut:] + key[:-1]).argmax(-1)[len(ids) - cut - 1:]
+        out.append(said.tolist() == key)
+    return out
