@@ -95,6 +95,21 @@ std::vector<Golden> Goldens() {
     layout.tokens_per_block = 40;
     all.push_back({fmt::format("{}-token-head-dim-lle", name), layout, CodecId::kLle});
   }
+  for (const auto& [id, name] :
+       {std::pair{CodecId::kI8, "i8"}, {CodecId::kF8, "f8"}, {CodecId::kI4h, "i4h"}}) {
+    for (uint32_t order = 0; order < 3; ++order) {
+      // Keys in two groups of tokens of unequal length, and of some that are bounded by token.
+      layout = SmallLayout(order == 1 ? Dtype::kFp16 : Dtype::kBf16, static_cast<AxisOrder>(order),
+                           KvPacking::kSplit, 1);
+      layout.tokens_per_block = order == 1 ? 16 : 67;
+      all.push_back({fmt::format("{}-{}-{}", order == 1 ? "fp16" : "bf16", orders[order], name),
+                     layout, id});
+    }
+    layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kLatent, 1);
+    layout.head_dim_k = 96;
+    layout.tokens_per_block = 32;
+    all.push_back({fmt::format("bf16-latent-{}", name), layout, id});
+  }
   return all;
 }
 
