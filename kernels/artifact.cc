@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "base/mutex.h"
 
 namespace tiercel {
 namespace {
@@ -203,6 +204,41 @@ std::optional<QualityStep> Artifact::StepOf(CodecId codec, QualityClass quality)
     if (!best || step.quality > best->quality) best = step;
   }
   return best;
+}
+
+namespace {
+
+struct Registry {
+  Mutex mutex;
+  std::map<uint64_t, std::shared_ptr<const Artifact>> all TIERCEL_GUARDED_BY(mutex);
+};
+Registry& InUse() {
+  static Registry registry;
+  return registry;
+}
+
+}  // namespace
+
+Status UseArtifact(std::shared_ptr<const Artifact> artifact) {
+  Registry& registry = InUse();
+  MutexLock lock(registry.mutex);
+  if (registry.all.size() >= kMaxArtifacts && !registry.all.contains(artifact->id())) {
+    return Fail(Code::kResourceExhausted, fmt::format("{} artifacts are in use already", kMaxArtifacts));
+  }
+  registry.all[artifact->id()] = std::move(artifact);
+  return OkStatus();
+}
+
+void DropArtifact(uint64_t id) {
+  MutexLock lock(InUse().mutex);
+  InUse().all.erase(id);
+}
+
+std::shared_ptr<const Artifact> FindArtifact(uint64_t id) {
+  if (id == 0) return nullptr;
+  MutexLock lock(InUse().mutex);
+  const auto found = InUse().all.find(id);
+  return found == InUse().all.end() ? nullptr : found->second;
 }
 
 }  // namespace tiercel

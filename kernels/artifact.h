@@ -102,6 +102,13 @@ class Artifact {
   std::map<Key, std::span<const float>> head_scales_;
 };
 
+// The artifacts of this process, by id: whoever decodes a record finds its own here. Any thread.
+// Errors: kResourceExhausted: kMaxArtifacts are in use already.
+inline constexpr size_t kMaxArtifacts = 64;
+Status UseArtifact(std::shared_ptr<const Artifact> artifact);
+void DropArtifact(uint64_t id);
+std::shared_ptr<const Artifact> FindArtifact(uint64_t id);  // Null: not here.
+
 }  // namespace tiercel
 
 #endif  // TIERCEL_KERNELS_ARTIFACT_H_

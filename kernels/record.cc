@@ -270,7 +270,7 @@ Status ReadTlvs(ByteSpan bytes, size_t header_bytes, RecordSummary& out, TlvOffs
 Status ReadHeader(ByteSpan bytes, size_t header_bytes, RecordSummary& out,
                   TlvOffsets& offsets) {
   const uint8_t flags = U8(bytes, kFlags);
-  if ((flags & ~kFlagLossy) != 0) {
+  if ((flags & ~(kFlagLossy | kFlagArtifact)) != 0) {
     return Bad(Code::kUnimplemented, "flags {:#04x} are not known here", flags);
   }
   if (U8(bytes, kProfile) != 0) {
@@ -295,8 +295,9 @@ Status ReadHeader(ByteSpan bytes, size_t header_bytes, RecordSummary& out,
   out.n_segments = U16(bytes, kSegments);
   out.pos0 = U64(bytes, kPos0);
   out.artifact_id = U64(bytes, kArtifact);
-  if (out.artifact_id != 0) {
-    return Bad(Code::kUnimplemented, "needs artifact {:016x}, and no codec here uses one",
+  const bool needs_artifact = (flags & kFlagArtifact) != 0;
+  if (needs_artifact != (out.artifact_id != 0) || needs_artifact != FindCodec(out.codec)->needs_artifact()) {
+    return Bad(Code::kDataLoss, "flags {:#04x} with codec {} and artifact {:016x}", flags, Name(out.codec),
                out.artifact_id);
   }
   out.record_bytes = U64(bytes, kRecordSize);

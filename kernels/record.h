@@ -26,6 +26,7 @@
 //   kInvalidArgument  a wrong layout, range or buffer size: the caller's mistake, named.
 //   kDataLoss         the bytes are not what was written: named by field or segment.
 //   kUnimplemented    a version, flag, field or codec that this build does not know.
+//   kFailedPrecondition  the record needs an artifact that this process does not have (UseArtifact).
 //
 // Byte tables, a worked example and the bitstreams: docs/block-format.md.
 #ifndef TIERCEL_KERNELS_RECORD_H_
@@ -61,6 +62,9 @@ struct EncodeOptions {
   uint32_t latent_dims = 0;   // Of a latent plane, the dims of the latent part, for a step of its own; 0: one part.
   uint32_t exact_tokens = 0;  // The first positions of a chain stay as they are: those below this one.
   Rope rope;                  // How keys are rotated; it travels in the record.
+  // What was measured of this model. EC-K and EC-X need it, and so does whoever decodes (UseArtifact); EC-C
+  // takes its scales, rotation and step where none are given here, and its records need nothing to decode.
+  const Artifact* artifact = nullptr;
 };
 
 struct RecordSpec {

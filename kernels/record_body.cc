@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "base/crc32c.h"
+#include "kernels/artifact.h"
 #include "kernels/columns.h"
 #include "kernels/digest.h"
 #include "kernels/record.h"
@@ -97,6 +98,11 @@ uint32_t SegmentCount(const RecordSpec& spec) {
   return layers * SegmentsPerLayer(spec.layout);
 }
 
+// The artifact without which the record cannot be decoded.
+const Artifact* ArtifactOf(const RecordSpec& spec, CodecId codec) {
+  return spec.options != nullptr && FindCodec(codec)->needs_artifact() ? spec.options->artifact : nullptr;
+}
+
 // Header and TLVs, without record size, digest and checksum; gives where the digest belongs.
 size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, bool lossy,
                    std::byte* head) {
@@ -110,7 +116,9 @@ size_t WriteHeader(const RecordSpec& spec, CodecId codec, QualityClass quality, 
   put16(kHeaderSize, static_cast<uint32_t>(HeaderBytes(spec)));
   put8(kCodec, codec);
   put8(kQuality, quality);
-  put8(kFlags, lossy ? kFlagLossy : 0);
+  const Artifact* artifact = ArtifactOf(spec, codec);
+  put8(kFlags, (lossy ? kFlagLossy : 0) | (artifact != nullptr ? kFlagArtifact : 0));
+  StoreLe(head + kArtifact, artifact != nullptr ? artifact->id() : 0);
   put8(kDtype, layout.dtype);
   put8(kOrders, static_cast<unsigned>(layout.k_order) | static_cast<unsigned>(layout.v_order) << 4);
   put8(kPacking, layout.packing);
@@ -193,8 +201,17 @@ CodecContext ContextOf(const RecordSpec& spec, const SegmentShape& shape) {
   }
   if (shape.kind == SegmentKind::kKv) context.split_dim = spec.layout.head_dim_k;
   if (shape.kind == SegmentKind::kLatent) context.split_dim = options.latent_dims;
-  if (options.scales.empty()) return context;
   const size_t heads = shape.heads;
+  context.artifact = options.artifact;
+  context.first_head = spec.layout.rank * spec.layout.kv_heads;
+  if (options.scales.empty()) {
+    const bool apart = shape.kind == SegmentKind::kK || shape.kind == SegmentKind::kV;
+    if (options.artifact != nullptr && apart) {
+      const auto all = options.artifact->HeadScales(shape.layer, shape.kind);
+      if (all.size() >= context.first_head + heads) context.scales = all.subspan(context.first_head, heads);
+    }
+    return context;
+  }
   const size_t first = shape.layer * PartsOf(spec.layout, options) * heads +
                        (shape.kind == SegmentKind::kV ? heads : 0);
   context.scales = options.scales.subspan(first, context.split_dim != 0 ? 2 * heads : heads);
@@ -314,7 +331,7 @@ Status CopySegment(const RecordView& record, const SegmentInfo& segment, ByteSpa
 
 Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint32_t sink_index,
                      const SegmentShape& sink_shape, const PlaneSink& sink,
-                     const RopeTables* rope) {
+                     const RopeTables* rope, const Artifact* artifact) {
   const SegmentShape& shape = segment.shape;
   const Codec* codec = FindCodec(segment.codec);
   if (codec == nullptr || !codec->Supports(shape)) {
@@ -334,6 +351,8 @@ Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint3
   context.scratch = scratch.first(scratch_bytes);
   context.pos0 = record.pos0;
   context.rope = rope;
+  context.artifact = artifact;
+  context.first_head = record.layout.rank * record.layout.kv_heads;
   DigestStream digest;
   for (uint64_t at = 0; at < shape.raw_bytes; at += step) {
     const uint64_t size = std::min(step, shape.raw_bytes - at);
@@ -367,6 +386,41 @@ Status VerifyRange(const RecordView& record, IndexRange range) {
       return Fail(Code::kDataLoss, fmt::format("record, {}: the padding behind it is not zero",
                                                SegmentName(segment.shape)));
     }
+  }
+  return OkStatus();
+}
+
+// That the artifact is of this layout's model and has what the codec wants; EC-C's wishes are filled in.
+Status TakeArtifact(const KvLayout& layout, CodecId codec, EncodeOptions& options) {
+  const bool needed = FindCodec(codec)->needs_artifact();
+  if (options.artifact == nullptr) {
+    if (!needed) return OkStatus();
+    return Fail(Code::kInvalidArgument, fmt::format("encode options: codec {} needs an artifact", Name(codec)));
+  }
+  const Artifact& artifact = *options.artifact;
+  const auto differs = [](const char* field, uint64_t theirs, uint64_t ours) {
+    return Fail(Code::kInvalidArgument, fmt::format("encode options: the artifact's {} is {}, the layout's {}", field, theirs, ours));
+  };
+  if (artifact.layers() != layout.layers) return differs("layers", artifact.layers(), layout.layers);
+  const uint64_t heads = uint64_t{layout.kv_heads} * layout.world;
+  if (artifact.kv_heads() != heads) return differs("kv_heads", artifact.kv_heads(), heads);
+  if (artifact.head_dim(SegmentKind::kK) != layout.head_dim_k) {
+    return differs("head_dim_k", artifact.head_dim(SegmentKind::kK), layout.head_dim_k);
+  }
+  if (artifact.head_dim(SegmentKind::kV) != layout.head_dim_v) {
+    return differs("head_dim_v", artifact.head_dim(SegmentKind::kV), layout.head_dim_v);
+  }
+  if (options.step == 0) {
+    const auto measured = artifact.StepOf(codec, options.quality);
+    if (measured) {
+      options.step = measured->step;
+    } else if (needed) {
+      return Fail(Code::kInvalidArgument, fmt::format("encode options: the artifact has no step of {} for class {} or a better one",
+                                                      Name(codec), Name(options.quality)));
+    }
+  }
+  if (codec == CodecId::kEcC && options.rope.dims == 0 && layout.packing == KvPacking::kSplit) {
+    options.rope = {artifact.rope_style(), 0, static_cast<uint32_t>(artifact.rope().size() * 2), artifact.rope().data()};
   }
   return OkStatus();
 }
@@ -437,7 +491,9 @@ uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass 
 
 uint64_t MaxRecordBytes(const RecordSpec& spec, uint64_t raw_bytes) {
   const uint64_t segments = SegmentCount(spec);
-  const uint64_t head = Align(HeaderBytes(spec) + segments * kRecordEntryBytes);
+  uint64_t head = Align(HeaderBytes(spec) + segments * kRecordEntryBytes);
+  // EC-C takes its rotation from there.
+  if (spec.options != nullptr && spec.options->artifact != nullptr) head += Align(8 * spec.options->artifact->rope().size() + 16);
   if (spec.layout.opaque()) return head + Align(raw_bytes);
   uint64_t body = 0;
   for (uint32_t i = 0; i < SegmentsPerLayer(spec.layout); ++i) {
@@ -473,11 +529,12 @@ Result<uint64_t> EncodeRecordFrom(const RecordSpec& spec, CodecId codec_id,
   }
   QualityClass quality = spec.quality;
   RecordSpec used_spec = spec;  // Options are for codecs of several classes.
-  const EncodeOptions defaults;
+  EncodeOptions options = spec.options != nullptr ? *spec.options : EncodeOptions();
   if (!codec->one_class()) {
-    if (used_spec.options == nullptr) used_spec.options = &defaults;
-    quality = std::max({quality, codec->quality(), used_spec.options->quality});
+    used_spec.options = &options;
+    quality = std::max({quality, codec->quality(), options.quality});
     TIERCEL_TRY(CheckOptions(used_spec));
+    TIERCEL_TRY(TakeArtifact(spec.layout, codec_id, options));
   } else {
     used_spec.options = nullptr;
     quality = std::max(quality, codec->quality());
@@ -500,13 +557,18 @@ Status DecodeRecordTo(const RecordView& record, const KvLayout& expected, const 
   Rope rope{record.rope_style, record.rope_first, record.rope_dims, frequencies};
   std::memcpy(frequencies, record.bytes.data() + record.rope_offset, size_t{4} * rope.dims);
   const RopeOfRecord tables(rope, record.pos0, record.tokens());
+  const std::shared_ptr<const Artifact> artifact = FindArtifact(record.artifact_id);
+  if (record.artifact_id != 0 && artifact == nullptr) {
+    return Fail(Code::kFailedPrecondition,
+                fmt::format("record: needs artifact {:016x}, which is not here", record.artifact_id));
+  }
   const uint64_t base =
       ShapeOf(record.layout, record.layer_begin, range.first, record.raw_bytes).block_offset;
   for (uint32_t i = range.first; i < range.end; ++i) {
     const SegmentInfo segment = record.segment(i);
     SegmentShape sink_shape = segment.shape;
     sink_shape.block_offset -= base;
-    TIERCEL_TRY(DecodeSegment(record, segment, i - range.first, sink_shape, sink, tables.get()));
+    TIERCEL_TRY(DecodeSegment(record, segment, i - range.first, sink_shape, sink, tables.get(), artifact.get()));
   }
   return OkStatus();
 }

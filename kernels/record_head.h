@@ -57,6 +57,7 @@ inline constexpr uint16_t kTlvRope = 5;
 inline constexpr uint16_t kTlvSkippable = 0x8000;
 
 inline constexpr uint8_t kFlagLossy = 1;
+inline constexpr uint8_t kFlagArtifact = 2;
 
 // The rope's TLV: u8 style, u8 0, u16 first, u16 dims, u16 0, then the frequencies.
 inline constexpr size_t kRopeStyle = 0;

@@ -1,4 +1,5 @@
 // EC-K and EC-X: what comes back is near, the same on every ISA, and malformed segments are named.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -13,6 +14,7 @@
 #include "kernels/digest.h"
 #include "kernels/isa.h"
 #include "kernels/klt_core.h"
+#include "kernels/record.h"
 #include "tests/kernels/artifact_testing.h"
 
 namespace tiercel {
@@ -222,6 +224,94 @@ TEST(KltTest, RoundingToBf16AndFp16IsToNearestEven) {
     const float x = Noise(random) * std::ldexp(1.0f, static_cast<int>(random.Below(40)) - 24);
     ASSERT_EQ(klt::ToFp16(x), std::abs(x) >= 65504 ? klt::ToFp16(x) : std::bit_cast<uint16_t>(static_cast<_Float16>(x))) << x;
   }
+}
+
+KvLayout LayoutOf(const ArtifactShape& shape, uint32_t tokens) {
+  KvLayout layout;
+  layout.layers = shape.layers;
+  layout.kv_heads = shape.heads;
+  layout.head_dim_k = shape.dim_k;
+  layout.head_dim_v = shape.dim_v;
+  layout.tokens_per_block = tokens;
+  layout.dtype = Dtype::kBf16;
+  return layout;
+}
+
+TEST(KltTest, ARecordNamesItsArtifactAndIsDecodedWhereThatIsInUse) {
+  SplitMix64 random(7);
+  const ArtifactShape shape = Shape(2, 64, 32, 64);
+  const auto artifact = ArtifactOf(shape);
+  EncodeOptions options;
+  options.artifact = artifact.get();
+  options.exact_tokens = 4;
+  RecordSpec spec;
+  spec.layout = LayoutOf(shape, 64);
+  spec.options = &options;
+  std::vector<std::byte> block(spec.layout.block_bytes());
+  for (size_t i = 0; i < block.size(); i += 2) StoreLe(block.data() + i, klt::ToBf16(Noise(random)));
+  for (const CodecId codec : {CodecId::kEcK, CodecId::kEcX, CodecId::kEcC}) {
+    std::vector<std::byte> record(MaxRecordBytes(spec, block.size()));
+    const auto size = EncodeRecord(spec, codec, block, record);
+    ASSERT_TRUE(size) << size.error().message;
+    record.resize(*size);
+    EXPECT_LT(record.size(), block.size() / 2);
+    const auto view = ParseRecord(record);
+    ASSERT_TRUE(view) << view.error().message;
+    EXPECT_TRUE(VerifyRecord(*view));
+    EXPECT_EQ(view->quality, QualityClass::kBalanced);
+    EXPECT_EQ(view->artifact_id, codec == CodecId::kEcC ? 0 : artifact->id());
+    std::vector<std::byte> out(block.size());
+    if (codec != CodecId::kEcC) {
+      const Status without = DecodeRecord(*view, spec.layout, out);
+      ASSERT_FALSE(without);
+      EXPECT_EQ(without.error().code, Code::kFailedPrecondition);
+      EXPECT_THAT(without.error().message, testing::HasSubstr(fmt::format("{:016x}", artifact->id())));
+      ASSERT_TRUE(UseArtifact(artifact));
+    }
+    const Status decoded = DecodeRecord(*view, spec.layout, out);
+    ASSERT_TRUE(decoded) << decoded.error().message;
+    double error = 0, power = 0;
+    for (size_t i = 0; i < block.size(); i += 2) {
+      const double x = klt::FromBf16(LoadLe<uint16_t>(block.data() + i));
+      const double y = klt::FromBf16(LoadLe<uint16_t>(out.data() + i));
+      error += (x - y) * (x - y);
+      power += x * x;
+    }
+    EXPECT_LT(error, power / 50);
+    DropArtifact(artifact->id());
+  }
+}
+
+TEST(KltTest, AnotherModelsArtifactIsRefusedByName) {
+  EncodeOptions options;
+  RecordSpec spec;
+  spec.layout = LayoutOf(Shape(2, 64, 32, 64), 16);
+  spec.options = &options;
+  std::vector<std::byte> block(spec.layout.block_bytes());
+  std::vector<std::byte> record(2 * block.size() + 4096);
+  const auto error = [&](CodecId codec) { return EncodeRecord(spec, codec, block, record).error().message; };
+  EXPECT_THAT(error(CodecId::kEcX), testing::HasSubstr("needs an artifact"));
+  const auto other = ArtifactOf(Shape(2, 32, 32, 32));
+  options.artifact = other.get();
+  EXPECT_THAT(error(CodecId::kEcX), testing::HasSubstr("head_dim_k is 32, the layout's 64"));
+  EXPECT_THAT(error(CodecId::kEcC), testing::HasSubstr("head_dim_k is 32, the layout's 64"));
+}
+
+// The decoded digest is of the right bytes: decoding with a like artifact of another content is seen.
+TEST(KltTest, AWrongArtifactUnderTheRightIdWouldBeSeenByTheDigest) {
+  SplitMix64 random(8);
+  const Case given = MakeCase(random, Shape(2, 64, 64, 64), CodecId::kEcX, Dtype::kBf16);
+  const Coded coded = Code1(given);
+  if (coded.raw) GTEST_SKIP() << "a tiny block";
+  const auto other = Artifact::Parse(ArtifactWriter(Shape(2, 64, 64, 64), 99).Finish());
+  const Codec& codec = *FindCodec(CodecId::kEcX);
+  std::vector<std::byte> scratch(codec.scratch_bytes(given.shape));
+  std::vector<std::byte> out(given.shape.raw_bytes);
+  CodecContext context = given.context;
+  context.scratch = scratch;
+  context.artifact = other->get();
+  ASSERT_TRUE(codec.Decode(given.shape, 0, coded.bytes, 0, out, context));
+  EXPECT_NE(DecodedDigest(out), coded.digest);
 }
 
 }  // namespace
