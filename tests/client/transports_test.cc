@@ -131,10 +131,12 @@ TEST_P(TransportsTest, ManyTicketsAtOnceAllEnd) {
   ASSERT_EQ(client_->Put(chain, 0, sources, KvLayout::Opaque()).prefix, 8u);
   std::vector<std::vector<std::byte>> to(800, std::vector<std::byte>(block.size()));
   std::vector<Ticket> tickets;
+  RequestOptions patient;
+  patient.deadline = 60 * kSecond;  // 80 MB take a while under a sanitizer.
   for (uint32_t i = 0; i < 100; ++i) {
     std::vector<GetSlot> slots(8);
     for (uint32_t j = 0; j < 8; ++j) slots[j].dst = to[i * 8 + j];
-    const auto ticket = client_->SubmitGet(chain, 0, slots, KvLayout::Opaque(), {});
+    const auto ticket = client_->SubmitGet(chain, 0, slots, KvLayout::Opaque(), patient);
     ASSERT_TRUE(ticket) << ticket.error().ToString();
     tickets.push_back(*ticket);
   }
