@@ -26,6 +26,7 @@ class Probe {
     grpc::ClientContext context;
     Limit(context);
     const grpc::Status status = stub_->OpenSession(&context, request, &reply);
+    Close(reply.session_id());
     const std::string said = status.ok() && reply.shards_size() > 0 ? reply.shards(0).reason() : status.error_message();
     const bool as_wanted = static_cast<Code>(status.error_code()) == wants && !said.empty();
     witness_.Tell(name, as_wanted, CodeOf(status), as_wanted ? said : fmt::format("{} '{}'", CodeOf(status), said));
@@ -88,11 +89,21 @@ class Probe {
     }
     gets_context.TryCancel();
     puts_context.TryCancel();
+    Close(session.session_id());
   }
 
   int failures() const { return witness_.failures(); }
 
  private:
+  // Told, and not left to the node's patience: else a few rounds take all the sessions that it has.
+  void Close(uint64_t session_id) {
+    grpc::ClientContext context;
+    Limit(context);
+    v1::CloseSessionRequest request;
+    request.set_session_id(session_id);
+    v1::CloseSessionResponse closed;
+    (void)stub_->CloseSession(&context, request, &closed);
+  }
   // Not a word of gRPC's about a deadline or a broken connection.
   static bool Clear(const grpc::Status& status) {
     return !status.ok() && !status.error_message().empty() &&
