@@ -95,6 +95,7 @@ struct Wire {
   Nanos force_at = 0;          // Forsaken: when the endpoint is closed by force.
   uint64_t charged_bytes = 0;  // Against the session's limit.
   uint64_t put_bytes = 0;      // Encoded in put_memory; 0: the caller's own record.
+  QualityClass put_quality = QualityClass::kExact;  // What that record says of itself.
   MutableByteSpan put_memory;
   Transport* put_owner = nullptr;        // Whose staging put_memory is; null: ours.
   std::vector<MutableByteSpan> landing;  // Gets: one a key, or none.

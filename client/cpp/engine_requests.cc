@@ -109,6 +109,7 @@ void Engine::AddWire(Call& call, Lane& lane, uint32_t first, uint32_t count, boo
   wire->put_memory = {};
   wire->put_owner = nullptr;
   wire->put_bytes = 0;
+  wire->put_quality = QualityClass::kExact;
   wire->landing.clear();
   call.wires.push_back(wire->id);
   lane.queue.push_back(wire->id);
@@ -145,7 +146,7 @@ FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
   header.req_id = wire.id;
   header.count = wire.count;
   header.min_class = call.options.min_class;
-  header.quality = call.spec.quality;
+  header.quality = wire.put_quality;
   header.reuse_hint = call.options.reuse_hint;
   const Nanos left = std::max<Nanos>(call.deadline - now_, kMillisecond);
   header.deadline_ms =
@@ -288,9 +289,11 @@ Engine::PutStep Engine::PutNext(Call& call) {
   MutableByteSpan memory;
   Transport* owner = nullptr;
   uint64_t bytes = source.src.size();
+  QualityClass quality = QualityClass::kExact;
   if (source.kind == PutSource::Kind::kRecord) {
     const Result<RecordSummary> summary = PeekRecord(source.src);
     if (!summary) return refuse(summary.error().code, MissReason::kNone);
+    quality = summary->quality;
   } else {
     const uint64_t most = MaxRecordBytes(call.spec, source.src.size());
     if (most > kMaxPayloadBytes) return refuse(Code::kInvalidArgument, MissReason::kNone);
@@ -321,6 +324,7 @@ Engine::PutStep Engine::PutNext(Call& call) {
       return refuse(encoded.error().code, MissReason::kNone);
     }
     bytes = *encoded;
+    if (const auto summary = PeekRecord(memory.first(bytes))) quality = summary->quality;
   }
   ++call.next_put;
   const size_t before = call.wires.size();
@@ -333,6 +337,7 @@ Engine::PutStep Engine::PutNext(Call& call) {
   wire->put_memory = memory;
   wire->put_owner = owner;
   wire->put_bytes = bytes;
+  wire->put_quality = quality;
   PumpLane(*lane);
   return PutStep::kMoved;
 }
@@ -617,7 +622,7 @@ void Engine::OnAck(Wire& wire, const FrameHeader& header) {
     result.status = stored ? Code::kOk : header.status;
     result.reason = stored ? MissReason::kNone : header.reason;
     result.tier = header.tier;
-    result.quality = call->spec.quality;
+    result.quality = wire.put_quality;
     result.record_bytes = wire.put_bytes != 0 ? wire.put_bytes : call->sources[block].src.size();
     result.bytes = call->sources[block].kind == PutSource::Kind::kRecord ? result.record_bytes
                    : call->spec.layout.opaque() ? call->sources[block].src.size()

@@ -506,6 +506,51 @@ TEST_F(ClientTest, MalformedRequestsAreNamed) {
   EXPECT_EQ(client_->Wait(12345).status.error().code, Code::kInvalidArgument);
 }
 
+TEST_F(ClientTest, ALossyCodecsBlockGoesToThoseWhoAcceptItsClassAndToNobodyElse) {
+  KvLayout layout;
+  layout.layers = 2;
+  layout.kv_heads = 2;
+  layout.head_dim_k = layout.head_dim_v = 64;
+  layout.tokens_per_block = 64;
+  layout.dtype = Dtype::kBf16;
+  std::vector<std::byte> block(layout.block_bytes());
+  SplitMix64 random(3);
+  for (size_t i = 0; i < block.size(); i += 2) {
+    // Of magnitude 1 to 4, either sign.
+    const auto bits = static_cast<uint16_t>(random.Next());
+    StoreLe(block.data() + i, static_cast<uint16_t>(0x3f80 + (bits & 0x80ff)));
+  }
+  Client::Options connect;
+  connect.codec = CodecId::kI8;
+  Connect(connect);
+  const Chain chain = MakeChain(1);
+  const std::vector<PutSource> source = {{PutSource::Kind::kBlock, block, nullptr, {}}};
+  const Completion put = client_->Put(chain, 0, source, layout);
+  ASSERT_EQ(put.prefix, 1u) << static_cast<int>(put.blocks[0].status);
+  EXPECT_EQ(put.blocks[0].quality, QualityClass::kNear);
+  EXPECT_LT(put.blocks[0].record_bytes, block.size() * 9 / 16);
+
+  std::vector<std::byte> out(block.size());
+  std::vector<GetSlot> slots(1);
+  slots[0].dst = out;
+  const Completion exact = client_->Get(chain, 0, slots, layout);
+  EXPECT_EQ(exact.prefix, 0u);
+  EXPECT_EQ(exact.blocks[0].reason, MissReason::kOtherClass);
+
+  RequestOptions near;
+  near.min_class = QualityClass::kNear;
+  const Completion got = client_->Get(chain, 0, slots, layout, near);
+  ASSERT_EQ(got.prefix, 1u) << static_cast<int>(got.blocks[0].reason);
+  EXPECT_EQ(got.blocks[0].quality, QualityClass::kNear);
+  for (size_t i = 0; i < block.size(); i += 2) {
+    const auto value = [i](const std::vector<std::byte>& from) {
+      return std::bit_cast<float>(uint32_t{LoadLe<uint16_t>(from.data() + i)} << 16);
+    };
+    ASSERT_NEAR(value(out), value(block), 0.03) << i;  // A step is at most 8 / 255.
+  }
+  ExpectSums();
+}
+
 TEST_F(ClientTest, ALayerRangeComesAlone) {
   Connect();
   KvLayout layout;

@@ -153,6 +153,7 @@ void ScriptedNode::Serve(Endpoint& to, const FrameHeader& header, const ChainMet
       part->resize(*bytes);
       record = part;
     }
+    if (const auto view = PeekRecord(*record)) answer.quality = view->quality;
     Reply(to, answer, std::move(record));
   }
 }
@@ -228,9 +229,10 @@ void ScriptedNode::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan b
       auto record = std::make_shared<std::vector<std::byte>>(payload.size());
       const bool durable = header.has(kFlagWantDurable) && !never_durable;
       payload.Receive(*record, [this, record, to = &from, answer, durable,
-                                key = meta.keys[0]](const Status& got) mutable {
+                                key = meta.keys[0],
+                                quality = header.quality](const Status& got) mutable {
         const auto view = ParseRecord(*record);
-        if (!got || !view || !VerifyRecord(*view)) {
+        if (!got || !view || !VerifyRecord(*view) || view->quality != quality) {
           answer.status = Code::kDataLoss;
         } else {
           MutexLock lock(mutex_);
