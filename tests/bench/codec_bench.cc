@@ -323,6 +323,12 @@ BENCHMARK(VerifyHot)->Apply(Sizes);
 BENCHMARK(Crc)->ArgsProduct({{4 << 10, 64 << 10, 1 << 20}, {0, 1, 2}});
 BENCHMARK(Digest)->ArgsProduct({{64 << 10}, {0, 1, 2}});
 BENCHMARK(GatherPages)->Arg(0)->Arg(1)->Arg(2);
+BENCHMARK_TEMPLATE(Encode, CodecId::kI8, Dtype::kBf16)->Apply(SizesAndIsas);
+BENCHMARK_TEMPLATE(Encode, CodecId::kF8, Dtype::kBf16)->Apply(SizesAndIsas);
+BENCHMARK_TEMPLATE(Encode, CodecId::kI4h, Dtype::kBf16)->Apply(SizesAndIsas);
+BENCHMARK_TEMPLATE(Decode, CodecId::kI8, Dtype::kBf16)->Apply(SizesAndIsas);
+BENCHMARK_TEMPLATE(Decode, CodecId::kF8, Dtype::kBf16)->Apply(SizesAndIsas);
+BENCHMARK_TEMPLATE(Decode, CodecId::kI4h, Dtype::kBf16)->Apply(SizesAndIsas);
 
 }  // namespace
 }  // namespace tiercel
