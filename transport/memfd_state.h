@@ -122,7 +122,8 @@ class MemfdTransport final : public Transport {
   bool ShakeHands(MemfdLink& link, const SocketNote& note, std::vector<FileDescriptor>& fds);
   size_t TakeRecords(const std::shared_ptr<MemfdLink>& link);
   bool TakeFrame(const std::shared_ptr<MemfdLink>& link, const RecordHead& head, const std::byte* body);
-  void Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why);
+  // Tells a peer that has said HELLO why, and ends its connection.
+  void Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why, Code code = Code::kInvalidArgument);
   void Lose(const std::shared_ptr<MemfdLink>& link, Error why);
   void Drop(MemfdLink& link);
   void Sweep(Nanos now);

@@ -362,7 +362,11 @@ size_t MemfdTransport::TakeRecords(const std::shared_ptr<MemfdLink>& link) {
       link->Complete(op.bytes, std::move(op.done), OkStatus());
       continue;
     }
-    if (head.kind != RecordKind::kFrame || !TakeFrame(link, head, body)) break;
+    if (head.kind != RecordKind::kFrame) {
+      Garbage(link, "a record of an unknown kind");
+      break;
+    }
+    if (!TakeFrame(link, head, body)) break;
   }
   return events;
 }
@@ -382,7 +386,11 @@ bool MemfdTransport::TakeFrame(const std::shared_ptr<MemfdLink>& link, const Rec
   link->in_.Pop(head.record_bytes);
   const Result<FrameHeader> header = DecodeFrameHeader(ByteSpan(copy).first(kFrameHeaderBytes));
   if (!header || header->payload_bytes != head.payload_bytes || header->session_id != link->session_id()) {
-    Garbage(link, header ? "a frame of another session or size" : header.error().message);
+    if (header) {
+      Garbage(link, "a frame of another session or size");
+    } else {
+      Garbage(link, header.error().message, header.error().code);
+    }
     return false;
   }
   const ByteSpan meta(copy.data() + kFrameHeaderBytes, head.meta_bytes);
@@ -461,10 +469,16 @@ bool MemfdTransport::TakeFrame(const std::shared_ptr<MemfdLink>& link, const Rec
   return !link->closed() || link->flushing_;
 }
 
-void MemfdTransport::Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why) {
+void MemfdTransport::Garbage(const std::shared_ptr<MemfdLink>& link, const std::string& why, Code code) {
   ++counters_.rejected_frames;
   LogWarn("memfd.reject", {{"session", link->session_id()}, {"why", why}});
-  Lose(link, Error{Code::kInvalidArgument, "memfd: the peer sent " + why});
+  if (server() && link->bound_ && !link->closed_) {
+    FrameHeader reject;
+    reject.op = Op::kReject;
+    reject.status = code;
+    (void)link->Post(reject, AsBytes(why), {}, nullptr);  // In the ring, which outlives the socket.
+  }
+  Lose(link, Error{code, "memfd: the peer sent " + why});
 }
 
 void MemfdTransport::Drop(MemfdLink& link) {

@@ -91,6 +91,7 @@ void Records(Probe& probe) {
   record("payload-nowhere", [](auto& h) { h.at = PayloadAt::kNone; });
   record("payload-at-an-unknown-place", [](auto& h) { h.at = static_cast<PayloadAt>(99); });
   record("release-of-nothing", [](auto& h) { h.kind = RecordKind::kRelease, h.record_bytes = 64; });
+  record("record-of-an-unknown-kind", [](auto& h) { h.kind = static_cast<RecordKind>(99); });
   for (const uint64_t head : {uint64_t{1}, kRing * 2, UINT64_MAX}) {
     probe.Case(fmt::format("ring-head-at-{}", head), [=](Peer& peer) { peer.control().head.store(head), peer.Wake(); });
   }

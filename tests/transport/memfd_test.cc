@@ -4,6 +4,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/crc32c.h"
 #include "tests/conformance/transport_conformance.h"
 #include "transport/factory.h"
 #include "transport/memfd_ring.h"
@@ -238,6 +239,67 @@ TEST_P(MemfdTransport, GarbageInTheRingCostsOnlyItsSender) {
   server_sink_.accepted.clear();
   const auto [client, server] = Open();
   EXPECT_NE(server, nullptr);
+}
+
+// A client by hand that says HELLO and then one record more.
+TEST_P(MemfdTransport, WhoIsCutOffIsToldWhyFirst) {
+  constexpr uint64_t kRing = 65536;
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  const std::string path = server_->LocalAddress();
+  std::copy(path.begin(), path.end(), address.sun_path);
+  uint64_t session = 9000;
+  for (const bool unknown_kind : {true, false}) {
+    const FileDescriptor fd(socket(AF_UNIX, SOCK_SEQPACKET, 0));
+    ASSERT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+    auto rings = MakeSealedMemfd("rings", 4096 + 2 * kRing);
+    auto staging = MakeSealedMemfd("staging", 4096);
+    ASSERT_TRUE(rings && staging);
+    auto mapping = Mapping::Map(rings->get(), 4096 + 2 * kRing, true);
+    ASSERT_TRUE(mapping);
+    std::byte* shared = (*mapping)->data();
+    ASSERT_TRUE(server_->Admit(++session, "", 7));
+    SocketNote note;
+    note.kind = SocketNote::Kind::kConnect;
+    note.session_id = session;
+    note.ring_bytes = kRing;
+    note.bytes = 4096;
+    const int fds[] = {rings->get(), staging->get()};
+    ASSERT_TRUE(SendNote(fd.get(), note, fds, 2));
+    RingProducer out(reinterpret_cast<RingControl*>(shared), shared + 4096, kRing);
+    const auto say = [&](RecordKind kind, uint8_t version) {
+      FrameHeader frame;
+      frame.op = Op::kHello;
+      frame.session_id = session;
+      RecordHead head;
+      head.record_bytes = 128;
+      head.kind = kind;
+      std::byte* at = out.Reserve(128);
+      std::memcpy(at, &head, sizeof(head));
+      EncodeFrameHeader(frame, at + 64);
+      at[68] = static_cast<std::byte>(version);
+      const uint32_t crc = Crc32c(ByteSpan(at + 64, 52));
+      StoreLe(at + 116, Crc32c(ByteSpan(at + 120, 8), crc));
+      if (out.Publish(128)) (void)SendNote(fd.get(), SocketNote{}, nullptr, 0);
+    };
+    say(RecordKind::kFrame, 1);
+    const uint64_t rejected = server_->counters().rejected_frames;
+    say(unknown_kind ? static_cast<RecordKind>(99) : RecordKind::kFrame, unknown_kind ? 1 : 9);
+    ASSERT_TRUE(PollUntil([&] { return server_->counters().rejected_frames > rejected; }));
+    RingConsumer in(reinterpret_cast<RingControl*>(shared + 1024), shared + 4096 + kRing, kRing);
+    RecordHead head;
+    const std::byte* body = nullptr;
+    ASSERT_EQ(in.Peek(&head, &body), RingConsumer::Peeked::kRecord);
+    const auto answer = DecodeFrameHeader(ByteSpan(body, kFrameHeaderBytes));
+    ASSERT_TRUE(answer) << answer.error().message;
+    EXPECT_EQ(answer->op, Op::kReject);
+    EXPECT_EQ(answer->status, unknown_kind ? Code::kInvalidArgument : Code::kUnimplemented);
+    const std::string said(reinterpret_cast<const char*>(body) + kFrameHeaderBytes, head.meta_bytes);
+    EXPECT_NE(said.find(unknown_kind ? "unknown kind" : "wire version 9"), std::string::npos) << said;
+    char byte;
+    EXPECT_EQ(recv(fd.get(), &byte, 1, 0), 0) << "the connection is still there";
+    server_->Revoke(session);
+  }
 }
 
 }  // namespace
