@@ -81,8 +81,9 @@ def goals(table: Sequence[Row], model: str) -> list[str]:
             rivals = sorted(families.get(other, []), key=lambda r: abs(np.log(r.kl / 2e-2)))[:1]
         if not rivals or ours not in families:
             continue
-        ratio, rival = max((bits_at(families[ours], r.kl) / r.bits, r.name) for r in rivals)
-        out.append(f"  {ours} at the KL of {rival}:")
+        ratios = sorted(((bits_at(families[ours], r.kl) / r.bits, r.name) for r in rivals), reverse=True)
+        out.append(f"  {ours}, its part of the bits at equal KL: " + ", ".join(f"{n} {q:.3f}" for q, n in ratios))
+        ratio = ratios[0][0]
         say(f"{model}.{ours}/{other}", ratio, "of-its-bits", target, ratio <= target)
     lossless = families.get("LLE (reference)")
     if lossless and model == "smollm2":
