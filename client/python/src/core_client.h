@@ -147,6 +147,7 @@ const char* StatusName(const BlockResult& result);
 [[noreturn]] void Raise(const Error& error);
 
 void BindLayout(nb::module_& m);
+void BindCodec(nb::module_& m);
 
 }  // namespace tiercel::python
 

@@ -166,6 +166,7 @@ NB_MODULE(_core, m) {
   nb::exception<ConnectError>(m, "ConnectError", PyExc_ConnectionError);
   nb::exception<NotContiguousError>(m, "NotContiguous", PyExc_ValueError);
   BindLayout(m);
+  BindCodec(m);
 
   nb::class_<BlockResult>(m, "BlockResult")
       .def_prop_ro("status", [](const BlockResult& r) { return StatusName(r); })
