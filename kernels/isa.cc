@@ -1,5 +1,9 @@
 #include "kernels/isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 
 namespace tiercel {
@@ -30,10 +34,9 @@ KernelIsa BestKernelIsa() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     return KernelIsa::kAvx512;
   }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
-    return KernelIsa::kAvx2;
-  }
+  unsigned a = 0, b = 0, features = 0, d = 0;  // Clang 14 has no name for F16C.
+  const bool f16c = __get_cpuid(1, &a, &b, &features, &d) != 0 && (features & bit_F16C) != 0;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) return KernelIsa::kAvx2;
 #endif
   return KernelIsa::kScalar;
 }

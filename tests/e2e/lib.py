@@ -81,9 +81,10 @@ class Server:
                 break
             time.sleep(0.005)
         why = f"it hung for {wait} s" if self.alive() else f"it exited with {self.process.returncode}"
-        logged = self.logged()
-        self.remove()
-        raise RuntimeError(f"the server did not start, {why}:\n{logged}")
+        if self.alive():
+            self.kill()
+        # The folder stays for who starts it again; it goes with the test.
+        raise RuntimeError(f"the server did not start, {why}:\n{self.logged()}")
 
     def logged(self):
         return self.log.read_text(errors="replace")
@@ -120,7 +121,11 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def __enter__(self):
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.remove()
+            raise
 
     def __exit__(self, *_):
         self.remove()
