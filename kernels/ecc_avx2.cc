@@ -4,8 +4,14 @@
 
 // The scalar loops, which the compiler turns into AVX2 here: lanes do not depend on each other, and
 // what is summed are integers. (No contraction: see CMakeLists.txt.)
+// GCC alone is told to vectorize at any level; clang does so by itself.
+#if defined(__clang__)
+#define TIERCEL_OPTIMIZE(...)
+#else
+#define TIERCEL_OPTIMIZE(...) , optimize(__VA_ARGS__)
+#endif
 #define TIERCEL_AVX2 \
-  __attribute__((target("avx2"), optimize("O3", "no-trapping-math"), flatten))
+  __attribute__((target("avx2") TIERCEL_OPTIMIZE("O3", "no-trapping-math"), flatten))
 
 namespace tiercel::ecc {
 namespace {

@@ -3,7 +3,13 @@
 #include "kernels/lle_rows.h"
 
 // The scalar loops, which the compiler turns into AVX2 here.
-#define TIERCEL_AVX2 __attribute__((target("avx2"), optimize("O3"), flatten))
+// GCC alone is told to vectorize at any level; clang does so by itself.
+#if defined(__clang__)
+#define TIERCEL_OPTIMIZE(...)
+#else
+#define TIERCEL_OPTIMIZE(...) , optimize(__VA_ARGS__)
+#endif
+#define TIERCEL_AVX2 __attribute__((target("avx2") TIERCEL_OPTIMIZE("O3"), flatten))
 
 namespace tiercel::lle {
 namespace {
