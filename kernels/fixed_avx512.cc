@@ -8,8 +8,12 @@
 #include "kernels/fixed_loops.h"
 #include "kernels/fixed_scalar.h"
 
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")
+#endif
 
 #include "kernels/fixed_wide.h"
 
@@ -192,6 +196,10 @@ const Loops& Avx512Loops(bool fp16) {
 
 }  // namespace tiercel::fixed
 
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
 #endif  // __x86_64__
