@@ -698,10 +698,9 @@ void ClientImpl::ProgressLoop() {
   uint64_t seen = 0;
   while (!stop_.load(std::memory_order_acquire)) {
     const uint64_t calls = blocking_calls_.load(std::memory_order_relaxed);
-    bool stand_back = blocking_.load(std::memory_order_acquire) != 0 || calls != seen;
+    const bool stand_back = blocking_.load(std::memory_order_acquire) != 0 || calls != seen;
     seen = calls;
-    if (!stand_back && !driver_.TryLock()) stand_back = true;
-    if (stand_back) {
+    if (stand_back || !driver_.TryLock()) {
       parked_.store(true, std::memory_order_release);
       MutexLock lock(park_);
       if (!wanted_) unpark_.WaitFor(park_, std::chrono::milliseconds(1));
