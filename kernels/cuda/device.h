@@ -13,6 +13,7 @@
 
 #define TIERCEL_KERNEL __global__
 #define TIERCEL_DEVICE __device__ __forceinline__
+#define TIERCEL_TABLE static __device__ const  // A constant array that threads look things up in.
 
 namespace tiercel::gpu {
 
@@ -31,7 +32,12 @@ TIERCEL_DEVICE uint64_t Shuffle(uint64_t value, uint32_t lane) {
 TIERCEL_DEVICE void AtomicAdd(uint64_t* at, uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
 }
-TIERCEL_DEVICE uint32_t CountOnes(uint32_t bits) { return static_cast<uint32_t>(__popc(static_cast<int>(bits))); }
+TIERCEL_DEVICE void AtomicAdd(uint32_t* at, uint32_t value) { atomicAdd(at, value); }
+TIERCEL_DEVICE void AtomicOr(uint32_t* at, uint32_t value) { atomicOr(at, value); }
+TIERCEL_DEVICE void AtomicXor(uint32_t* at, uint32_t value) { atomicXor(at, value); }
+TIERCEL_DEVICE void AtomicMax(uint32_t* at, uint32_t value) { atomicMax(at, value); }
+TIERCEL_DEVICE uint32_t CountOnes(uint32_t bits) { return static_cast<uint32_t>(__popc(bits)); }
+TIERCEL_DEVICE uint32_t BitWidth(uint32_t bits) { return 32 - static_cast<uint32_t>(__clz(static_cast<int>(bits))); }
 template <class T>
 TIERCEL_DEVICE T* Shared() {
   extern __shared__ __align__(16) unsigned char tiercel_shared[];

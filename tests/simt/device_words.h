@@ -6,6 +6,7 @@
 
 #define TIERCEL_KERNEL inline
 #define TIERCEL_DEVICE inline
+#define TIERCEL_TABLE inline constexpr
 
 namespace tiercel::gpu {
 
@@ -20,6 +21,11 @@ inline uint32_t Ballot(bool what) { return simt::Ballot(what); }
 inline uint32_t Shuffle(uint32_t value, uint32_t lane) { return static_cast<uint32_t>(simt::Shuffle(value, lane)); }
 inline uint64_t Shuffle(uint64_t value, uint32_t lane) { return simt::Shuffle(value, lane); }
 inline void AtomicAdd(uint64_t* at, uint64_t value) { simt::AtomicAdd(at, value); }
+inline void AtomicAdd(uint32_t* at, uint32_t value) { *at += value; }
+inline void AtomicOr(uint32_t* at, uint32_t value) { *at |= value; }
+inline void AtomicXor(uint32_t* at, uint32_t value) { *at ^= value; }
+inline void AtomicMax(uint32_t* at, uint32_t value) { *at = *at > value ? *at : value; }
+inline uint32_t BitWidth(uint32_t bits) { return bits == 0 ? 0 : 32 - static_cast<uint32_t>(__builtin_clz(bits)); }
 inline uint32_t CountOnes(uint32_t bits) { return static_cast<uint32_t>(__builtin_popcount(bits)); }
 template <class T>
 T* Shared() {

@@ -1,5 +1,6 @@
 #include "tests/simt/simt.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <memory>
@@ -12,6 +13,14 @@ namespace {
 
 constexpr size_t kStack = 64 << 10;
 
+// swapcontext asks the kernel for the signal mask at each switch. Once a fiber has begun, a jump to where it
+// left off does as well; but AddressSanitizer takes such jumps for returns.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || defined(TIERCEL_SIMT_SWAP)
+constexpr bool kJumps = false;
+#else
+constexpr bool kJumps = true;
+#endif
+
 struct Warp {
   uint32_t live = 0;
   uint32_t arrived = 0;
@@ -22,10 +31,12 @@ struct Warp {
 
 struct Fiber {
   ucontext_t context{};
-  std::unique_ptr<std::byte[]> stack;
+  std::byte* stack = nullptr;
   Place thread;
   uint32_t number = 0;
+  bool begun = false;
   bool done = false;
+  jmp_buf here;
 };
 
 struct Run {
@@ -39,6 +50,7 @@ struct Run {
   uint64_t progress = 0;  // Grows with whatever lets another fiber go on.
   Fiber* running = nullptr;
   ucontext_t scheduler{};
+  jmp_buf scheduler_here;
 };
 
 thread_local Run* run = nullptr;
@@ -50,7 +62,25 @@ Run& Now() {
 Warp& MyWarp() { return Now().warps[Now().running->number / kWarp]; }
 uint32_t MyLane() { return Now().running->number % kWarp; }
 
-void Yield() { swapcontext(&Now().running->context, &run->scheduler); }
+void Yield() {
+  Fiber& me = *Now().running;
+  if (!kJumps) {
+    swapcontext(&me.context, &run->scheduler);
+  } else if (_setjmp(me.here) == 0) {
+    _longjmp(run->scheduler_here, 1);
+  }
+}
+
+void Resume(Run& mine, Fiber& fiber) {
+  mine.running = &fiber;
+  if (!kJumps) {
+    swapcontext(&mine.scheduler, &fiber.context);
+  } else if (_setjmp(mine.scheduler_here) == 0) {
+    if (fiber.begun) _longjmp(fiber.here, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+  }
+}
 
 void Body() {
   (*run->kernel)();
@@ -94,10 +124,10 @@ void RunBlock(Run& mine, Place block, size_t shared_bytes) {
     Fiber& fiber = mine.fibers[i];
     fiber.thread = {i % size.x, i / size.x};
     fiber.number = i;
-    fiber.done = false;
+    fiber.begun = fiber.done = false;
     mine.warps[i / kWarp].live |= 1u << (i % kWarp);
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = kStack;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, Body, 0);
@@ -105,9 +135,7 @@ void RunBlock(Run& mine, Place block, size_t shared_bytes) {
   while (mine.live > 0) {
     const uint64_t before = mine.progress;
     for (Fiber& fiber : mine.fibers) {
-      if (fiber.done) continue;
-      mine.running = &fiber;
-      swapcontext(&mine.scheduler, &fiber.context);
+      if (!fiber.done) Resume(mine, fiber);
     }
     TIERCEL_CHECK(mine.progress != before);  // Else all wait for one that never comes.
   }
@@ -169,7 +197,9 @@ void Launch(Place grid, Place block, size_t shared_bytes, const std::function<vo
   mine.kernel = &kernel;
   const uint32_t threads = block.x * block.y;
   mine.fibers.resize(threads);
-  for (Fiber& fiber : mine.fibers) fiber.stack = std::make_unique<std::byte[]>(kStack);
+  thread_local std::vector<std::unique_ptr<std::byte[]>> stacks;  // Kept from launch to launch.
+  while (stacks.size() < threads) stacks.emplace_back(new std::byte[kStack]);
+  for (uint32_t i = 0; i < threads; ++i) mine.fibers[i].stack = stacks[i].get();
   run = &mine;
   for (uint32_t y = 0; y < grid.y; ++y) {
     for (uint32_t x = 0; x < grid.x; ++x) {

@@ -1,0 +1,272 @@
+// The CUDA source of whole batches on the CPU, bit for bit against the records that the CPU writes.
+#include "kernels/cuda/batch.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "base/crc32c.h"
+#include "kernels/record_head.h"
+#include "tests/simt/batch_case.h"
+#include "tests/simt/batch_on_cpu.h"
+
+namespace tiercel {
+namespace {
+
+using batch_case::Case;
+using batch_case::MakeCase;
+using batch_case::RecordOf;
+using batch_case::Sizes;
+
+bool Full() { return std::getenv("TIERCEL_FULL") != nullptr; }
+
+// Memory at a multiple of 64, with something behind it that nobody may write to.
+class Aligned {
+ public:
+  static constexpr size_t kGuard = 256;
+  explicit Aligned(size_t bytes) : size_(bytes), memory_(static_cast<std::byte*>(std::aligned_alloc(64, (bytes + kGuard + 63) / 64 * 64)), &std::free) {
+    std::memset(data(), 0xee, bytes + kGuard);
+  }
+  std::byte* data() { return memory_.get(); }
+  MutableByteSpan span() { return {data(), size_}; }
+  bool intact() {
+    for (size_t i = 0; i < kGuard; ++i) {
+      if (data()[size_ + i] != std::byte{0xee}) return false;
+    }
+    return true;
+  }
+
+ private:
+  size_t size_;
+  std::unique_ptr<std::byte, decltype(&std::free)> memory_;
+};
+
+struct Batch {
+  explicit Batch(const Case& the_case)
+      : c(the_case), plan(*gpu::PlanBatch(c.spec, c.codec, c.kv)), records(plan.max_record_bytes * c.blocks), results(c.blocks), sizes(c.blocks) {
+    for (uint32_t i = 0; i < c.blocks; ++i) pointers.push_back(records.data() + plan.max_record_bytes * i);
+  }
+  gpu::BatchBlocks Blocks(MutableByteSpan scratch) {
+    gpu::BatchBlocks blocks;
+    blocks.count = c.blocks;
+    blocks.planes = plan.planes.data();
+    blocks.pages = c.pages.data();
+    blocks.pos0 = c.pos0.data();
+    blocks.records = pointers.data();
+    blocks.record_bytes = sizes.data();
+    blocks.results = results.data();
+    blocks.scratch = scratch;
+    return blocks;
+  }
+  void Encode() {
+    Aligned scratch(plan.encode_scratch_bytes(c.blocks));
+    ASSERT_TRUE(simt::EncodeBatch(plan, Blocks(scratch.span())).has_value());
+    ASSERT_TRUE(scratch.intact() && records.intact());
+  }
+  // Into a cache of its own.
+  std::vector<std::byte> Decode() {
+    std::vector<std::byte> cache(c.cache.size(), std::byte{0x77});
+    std::vector<gpu::Plane> planes = plan.planes;
+    for (gpu::Plane& plane : planes) plane.base = cache.data() + (plane.base - c.cache.data());
+    Aligned scratch(plan.decode_scratch_bytes(c.blocks));
+    gpu::BatchBlocks blocks = Blocks(scratch.span());
+    blocks.planes = planes.data();
+    EXPECT_TRUE(simt::DecodeBatch(plan, blocks).has_value());
+    EXPECT_TRUE(scratch.intact() && records.intact());
+    return cache;
+  }
+  void Put(uint32_t block, ByteSpan record) {
+    std::memcpy(pointers[block], record.data(), record.size());
+    sizes[block] = record.size();
+  }
+
+  const Case& c;
+  gpu::BatchPlan plan;
+  Aligned records;
+  std::vector<std::byte*> pointers;
+  std::vector<gpu::BlockResult> results;
+  std::vector<uint64_t> sizes;
+};
+
+// What the CPU makes of a record, in a cache of its own.
+bool DecodeOnCpu(const Case& c, uint32_t block, ByteSpan record, std::vector<std::byte>& cache) {
+  const PagedKv kv = c.KvIn(cache.data());
+  const auto view = ParseRecord(record);
+  if (!view || !VerifyRecord(*view)) return false;
+  return DecodeRecordTo(*view, c.spec.layout, PagedSink(kv, c.PagesOf(block))).has_value();
+}
+
+// seen: how many segments each codec took.
+void Compare(const Case& c, std::array<int, 6>* seen = nullptr) {
+  SCOPED_TRACE(c.ToString());
+  Batch batch(c);
+  batch.Encode();
+  std::vector<std::byte> cache(c.cache.size(), std::byte{0x77});
+  for (uint32_t i = 0; i < c.blocks; ++i) {
+    const std::vector<std::byte> want = RecordOf(c, i);
+    ASSERT_EQ(batch.results[i].code, gpu::BlockCode::kOk) << Name(batch.results[i].code);
+    ASSERT_EQ(batch.results[i].bytes, want.size());
+    const auto differ = std::mismatch(want.begin(), want.end(), batch.pointers[i]);
+    ASSERT_EQ(differ.first - want.begin(), static_cast<ptrdiff_t>(want.size())) << "block " << i << " differs there, of " << want.size();
+    batch.Put(i, want);
+    const auto view = ParseRecord(want);
+    for (uint32_t k = 0; seen != nullptr && k < view->n_segments; ++k) ++seen->at(static_cast<size_t>(view->segment(k).codec));
+    ASSERT_TRUE(DecodeOnCpu(c, i, want, cache));
+  }
+  const std::vector<std::byte> decoded = batch.Decode();
+  for (uint32_t i = 0; i < c.blocks; ++i) {
+    ASSERT_EQ(batch.results[i].code, gpu::BlockCode::kOk) << Name(batch.results[i].code) << ", segment " << batch.results[i].segment;
+    ASSERT_EQ(batch.results[i].bytes, batch.sizes[i]);
+  }
+  ASSERT_EQ(decoded, cache);
+}
+
+TEST(SimtBatchTest, EveryCodecGivesTheCpusRecordsAndTakesThemBack) {
+  SplitMix64 random(21);
+  std::array<int, 6> seen{};
+  for (int i = 0; i < (Full() ? 2000 : 40); ++i) {
+    for (const CodecId codec : batch_case::kCodecs) {
+      Compare(MakeCase(random, {}, codec), &seen);
+      if (HasFatalFailure()) return;
+    }
+  }
+  for (const int segments : seen) EXPECT_GT(segments, 40);
+}
+
+TEST(SimtBatchTest, LargeSegmentsHaveManyStreamsAndPieces) {
+  SplitMix64 random(22);
+  for (int i = 0; i < (Full() ? 200 : 2); ++i) {
+    for (const CodecId codec : batch_case::kCodecs) {
+      if (codec != CodecId::kLle && !Full()) continue;
+      Case c = MakeCase(random, {120000, 1, 1}, codec);
+      while (c.spec.layout.k_plane_bytes() < 80000 || !FindCodec(codec)->Supports(record_head::ShapeOf(c.spec.layout, 0, 0, 0))) {
+        c = MakeCase(random, {120000, 1, 1}, codec);
+      }
+      Compare(c);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+// A record whose checksums are true again after something was changed.
+void Reseal(std::vector<std::byte>& record, size_t changed) {
+  const auto view = ParseRecord(record);
+  TIERCEL_CHECK(view.has_value());
+  for (uint32_t i = 0; i < view->n_segments; ++i) {
+    const SegmentInfo segment = view->segment(i);
+    if (changed < segment.offset || changed >= segment.offset + segment.bytes) continue;
+    StoreLe(record.data() + view->directory_offset + i * kRecordEntryBytes + record_head::kEntryCrc,
+            Crc32c(ByteSpan(record).subspan(segment.offset, segment.bytes)));
+  }
+  StoreLe(record.data() + record_head::kCrc, record_head::HeadCrc(ByteSpan(record).first(view->head_bytes)));
+}
+
+TEST(SimtBatchTest, AMalformedRecordIsSaidOrDecodesToTheSame) {
+  SplitMix64 random(23);
+  std::map<gpu::BlockCode, int> seen;
+  for (int i = 0; i < (Full() ? 20000 : 600); ++i) {
+    const Case c = MakeCase(random, {1500, 2, 1}, batch_case::kCodecs[i % std::size(batch_case::kCodecs)]);
+    SCOPED_TRACE(c.ToString());
+    std::vector<std::byte> record = RecordOf(c, 0);
+    const size_t head = ParseRecord(record)->head_bytes;
+    Batch batch(c);
+    bool shorter = false;
+    if (random.Below(8) == 0) {  // Another length.
+      shorter = true;
+      record.resize(random.Below(record.size()));
+    } else if (random.Below(4) == 0) {  // Anything, as it is.
+      record[random.Below(record.size())] ^= static_cast<std::byte>(1u << random.Below(8));
+    } else {  // A segment whose checksums are true; its lists and headers more often than its planes.
+      const size_t body = record.size() - head;
+      const size_t at = head + (random.Below(2) == 0 ? random.Below(std::min<size_t>(body, 96)) : random.Below(body));
+      record[at] ^= static_cast<std::byte>(1u << random.Below(8));
+      Reseal(record, at);
+    }
+    batch.Put(0, record);
+    std::vector<std::byte> cache(c.cache.size(), std::byte{0x77});
+    const bool good = DecodeOnCpu(c, 0, record, cache);
+    const std::vector<std::byte> decoded = batch.Decode();
+    const bool ours = batch.results[0].code == gpu::BlockCode::kOk;
+    ++seen[batch.results[0].code];
+    // Padding that is not zero is the CPU's to say.
+    if (good) {
+      ASSERT_TRUE(ours) << Name(batch.results[0].code);
+    }
+    if (ours && good) {
+      ASSERT_EQ(decoded, cache);
+    } else if (ours) {
+      ASSERT_FALSE(shorter);
+      const std::vector<std::byte> first = RecordOf(c, 0);
+      std::vector<std::byte> want(c.cache.size(), std::byte{0x77});
+      ASSERT_TRUE(DecodeOnCpu(c, 0, first, want));
+      ASSERT_EQ(decoded, want);
+    }
+    if (HasFatalFailure()) return;
+  }
+  for (const auto code : {gpu::BlockCode::kHead, gpu::BlockCode::kLayout, gpu::BlockCode::kChecksum, gpu::BlockCode::kSegment,
+                          gpu::BlockCode::kDigest}) {
+    EXPECT_GT(seen[code], 0) << Name(code);
+  }
+}
+
+TEST(SimtBatchTest, ABlockThatCannotBeIsSaidAndTheOthersGoOn) {
+  SplitMix64 random(24);
+  Case c = MakeCase(random, {1500, 1, 3}, CodecId::kLlf);
+  while (c.blocks != 3) c = MakeCase(random, {1500, 1, 3}, CodecId::kLlf);
+  Case bad = c;
+  bad.kv = c.KvIn(bad.cache.data());
+  bad.pages[c.pages_a_block] = c.kv.n_pages;
+  Batch batch(bad);
+  batch.pointers[2] += 32;
+  batch.Encode();
+  EXPECT_EQ(batch.results[0].code, gpu::BlockCode::kOk);
+  EXPECT_EQ(batch.results[1].code, gpu::BlockCode::kPage);
+  EXPECT_EQ(batch.results[2].code, gpu::BlockCode::kPointer);
+  EXPECT_EQ(batch.pointers[1][0], std::byte{0xee});
+
+  // A record of another layout.
+  const std::vector<std::byte> record = RecordOf(c, 0);
+  bad.pages = c.pages;
+  batch.pointers[2] -= 32;
+  for (uint32_t i = 0; i < 3; ++i) batch.Put(i, record);
+  batch.pointers[1][record_head::kRank] ^= std::byte{1};
+  batch.sizes[2] += 64;
+  batch.Decode();
+  EXPECT_EQ(batch.results[0].code, gpu::BlockCode::kOk);
+  EXPECT_EQ(batch.results[1].code, gpu::BlockCode::kLayout);
+  EXPECT_EQ(batch.results[2].code, gpu::BlockCode::kHead);
+}
+
+TEST(SimtBatchTest, APlanSaysWhatDoesNotFit) {
+  SplitMix64 random(25);
+  const Case c = MakeCase(random, {}, CodecId::kRaw);
+  EXPECT_EQ(gpu::PlanBatch(c.spec, CodecId::kEcC, c.kv).error().code, Code::kUnimplemented);
+  PagedKv other = c.kv;
+  other.n_pages = 0;
+  EXPECT_EQ(gpu::PlanBatch(c.spec, c.codec, other).error().code, Code::kInvalidArgument);
+  other = c.kv;
+  other.k[0].bytes = 0;
+  EXPECT_EQ(gpu::PlanBatch(c.spec, c.codec, other).error().code, Code::kInvalidArgument);
+  RecordSpec opaque;
+  EXPECT_EQ(gpu::PlanBatch(opaque, c.codec, c.kv).error().code, Code::kInvalidArgument);
+
+  Batch batch(c);
+  Aligned scratch(batch.plan.encode_scratch_bytes(c.blocks));
+  gpu::BatchBlocks blocks = batch.Blocks(scratch.span());
+  EXPECT_TRUE(gpu::ArgsOf(batch.plan, blocks, false).has_value());
+  blocks.scratch = scratch.span().first(scratch.span().size() - 1);
+  EXPECT_EQ(gpu::ArgsOf(batch.plan, blocks, false).error().code, Code::kInvalidArgument);
+  blocks = batch.Blocks(scratch.span());
+  blocks.results = nullptr;
+  EXPECT_EQ(gpu::ArgsOf(batch.plan, blocks, false).error().code, Code::kInvalidArgument);
+  blocks = batch.Blocks(scratch.span());
+  blocks.count = batch.plan.max_blocks() + 1;
+  EXPECT_EQ(gpu::ArgsOf(batch.plan, blocks, false).error().code, Code::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace tiercel
