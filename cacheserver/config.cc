@@ -138,6 +138,10 @@ const std::vector<Setting>& Settings() {
       Bytes("ssd.write_rate", "bytes a second; 0: unlimited", &Config::ssd_write_rate, 0, 1024 * kGiB),
       Number("ssd.readers", "reader threads a shard", &Config::ssd_readers, 1, 64),
       Number("ssd.writers", "segment writers a shard", &Config::ssd_writers, 1, 16),
+      Flag("ssd.recompress", "write blocks to SSD in fewer bytes where the disk keeps up: lossless, or as a "
+           "namespace's demote_to allows", &Config::ssd_recompress),
+      Text("codec.artifact", "KVA1 file of the model, for a namespace's demote_to; default: none, and lossy "
+           "records are larger", &Config::artifact),
       Number("limits.sessions", "sessions at once", &Config::max_sessions, 1, 4096),
       Number("limits.keys_in_flight", "keys a session may have asked for and not got", &Config::max_keys_in_flight, 64, 4000),
       Bytes("limits.bytes_in_flight", "bytes on their way to one session", &Config::max_bytes_in_flight, kMiB, 1024 * kGiB),
@@ -196,6 +200,41 @@ Status Apply(Config& config, const std::string& key, const std::string& text) {
   return Fail(Code::kInvalidArgument, fmt::format("unknown key '{}', did you mean '{}'?", key, Nearest(key)));
 }
 
+// A name, or a map of name and what the namespace may hold.
+Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node& node) {
+  NamespaceConfig read;
+  if (node.IsScalar()) {
+    read.name = node.Scalar();
+  } else if (node.IsMap()) {
+    for (const auto& item : node) {
+      const std::string key = item.first.IsScalar() ? item.first.Scalar() : "";
+      if (key != "name" && key != "worst_class" && key != "demote_to") {
+        return tl::unexpected<Error>(At(file, item.first, fmt::format(
+            "unknown key '{}' of a namespace: it has name, worst_class and demote_to", key)));
+      }
+      if (!item.second.IsScalar()) {
+        return tl::unexpected<Error>(At(file, item.second, fmt::format("{} of a namespace is not a word", key)));
+      }
+      if (key == "name") {
+        read.name = item.second.Scalar();
+        continue;
+      }
+      const std::optional<QualityClass> quality = ParseQualityClass(item.second.Scalar());
+      if (!quality) {
+        return tl::unexpected<Error>(At(file, item.second, fmt::format(
+            "{}: '{}' is not one of exact, near, high, balanced, small", key, item.second.Scalar())));
+      }
+      (key == "worst_class" ? read.worst_class : read.demote_to) = *quality;
+    }
+  }
+  if (read.name.empty()) return tl::unexpected<Error>(At(file, node, "a namespace that has no name"));
+  if (read.demote_to > read.worst_class) {
+    return tl::unexpected<Error>(At(file, node, fmt::format("namespace '{}': demote_to {} is worse than worst_class {}",
+                                                           read.name, Name(read.demote_to), Name(read.worst_class))));
+  }
+  return read;
+}
+
 Status ReadNode(Config& config, const std::string& name, const std::string& prefix, const YAML::Node& map) {
   if (!map.IsMap()) return tl::unexpected<Error>(At(name, map, fmt::format("{} is not a map of settings", prefix.empty() ? "the file" : prefix)));
   for (const auto& item : map) {
@@ -206,8 +245,11 @@ Status ReadNode(Config& config, const std::string& name, const std::string& pref
       if (!value.IsSequence() || value.size() == 0) return tl::unexpected<Error>(At(name, item.first, "namespaces is not a list of names"));
       config.namespaces.clear();
       for (const YAML::Node& one : value) {
-        if (!one.IsScalar() || one.Scalar().empty()) return tl::unexpected<Error>(At(name, one, "a namespace that is not a name"));
-        config.namespaces.push_back(one.Scalar());
+        TIERCEL_ASSIGN(NamespaceConfig read, ReadNamespace(name, one));
+        if (config.FindNamespace(read.name) != nullptr) {
+          return tl::unexpected<Error>(At(name, one, fmt::format("namespace '{}' is here twice", read.name)));
+        }
+        config.namespaces.push_back(std::move(read));
       }
     } else if (value.IsMap() && IsSection(key)) {
       TIERCEL_TRY(ReadNode(config, name, key, value));
@@ -263,6 +305,12 @@ Status CheckWhole(const Config& config, const std::string& name) {
 }
 
 }  // namespace
+
+const NamespaceConfig* Config::FindNamespace(std::string_view name) const {
+  const auto found = std::find_if(namespaces.begin(), namespaces.end(),
+                                  [name](const NamespaceConfig& one) { return one.name == name; });
+  return found == namespaces.end() ? nullptr : &*found;
+}
 
 LogLevel Config::level() const {
   if (log_level == "debug") return LogLevel::kDebug;
@@ -322,7 +370,15 @@ std::string PrintConfig(const Config& config) {
     out += fmt::format("{}{}: {}\n", mine.empty() ? "" : "  ", setting.key.substr(mine.empty() ? 0 : dot + 1),
                        setting.write(config));
   }
-  out += fmt::format("namespaces: {}\n", nlohmann::json(config.namespaces).dump());
+  auto namespaces = nlohmann::json::array();
+  for (const NamespaceConfig& one : config.namespaces) {
+    if (one == NamespaceConfig{one.name}) {
+      namespaces.push_back(one.name);
+    } else {
+      namespaces.push_back({{"name", one.name}, {"worst_class", Name(one.worst_class)}, {"demote_to", Name(one.demote_to)}});
+    }
+  }
+  out += fmt::format("namespaces: {}\n", namespaces.dump());
   return out;
 }
 
@@ -342,7 +398,11 @@ std::string PrintSchema() {
     }
     (*at)["properties"][std::string(key)] = {{"type", setting.json_type}, {"description", setting.what}};
   }
-  schema["properties"]["namespaces"] = {{"type", "array"}, {"items", {{"type", "string"}}}};
+  const nlohmann::json quality = {{"enum", {"exact", "near", "high", "balanced", "small"}}};
+  const nlohmann::json settings = {{"type", "object"}, {"additionalProperties", false}, {"required", {"name"}},
+      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality}}}};
+  schema["properties"]["namespaces"] = {
+      {"type", "array"}, {"items", {{"anyOf", nlohmann::json::array({{{"type", "string"}}, settings})}}}};
   return schema.dump(2);
 }
 

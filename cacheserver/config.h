@@ -17,8 +17,18 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "base/units.h"
+#include "proto/types.h"
 
 namespace tiercel {
+
+// What a tenant's key space may hold.
+struct NamespaceConfig {
+  std::string name;
+  QualityClass worst_class = QualityClass::kSmall;  // A put of a worse one is refused.
+  // What an exact block may become when it is written to SSD, at worst; exact: recoded without loss.
+  QualityClass demote_to = QualityClass::kExact;
+  bool operator==(const NamespaceConfig&) const = default;
+};
 
 struct Config {
   std::string node_id;  // Empty: the host's name.
@@ -48,8 +58,11 @@ struct Config {
   uint64_t ssd_write_rate = 0;
   uint64_t ssd_readers = 4;
   uint64_t ssd_writers = 2;
+  bool ssd_recompress = true;
+  std::string artifact;  // Empty: lossy demotion needs none, and codes worse.
 
-  std::vector<std::string> namespaces = {"default"};
+  std::vector<NamespaceConfig> namespaces = {{"default"}};
+  const NamespaceConfig* FindNamespace(std::string_view name) const;  // Null: not this node's.
 
   uint64_t max_sessions = 1024;
   uint64_t max_keys_in_flight = 2048;

@@ -402,7 +402,8 @@ class AdminService final : public v1::TiercelAdmin::CallbackService {
       std::string head;
     };
     for (size_t i = 0; i < node_.shards(); ++i) {
-      for (const std::string& name : node_.config().namespaces) {
+      for (const NamespaceConfig& space : node_.config().namespaces) {
+        const std::string& name = space.name;
         auto found = std::make_shared<Found>();
         const Status asked = node_.OnShard(i, kAsk, [key, name, found](Shard& shard) {
           for (const auto& one : shard.stack().Describe(NameSpaceId(name), key)) {

@@ -87,6 +87,10 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   f.Counter("tiercel_evicted_from_host_total", "Blocks that left RAM.", mine, t.evicted_host);
   f.Counter("tiercel_corrupt_total", "Records that failed their checksum at rest.", mine, t.corrupt);
   f.Counter("tiercel_durable_total", "Records written to SSD.", mine, t.durable);
+  f.Counter("tiercel_demoted_total", "Exact records written to SSD as lossy ones, as their namespace allows.", mine, t.demoted);
+  f.Counter("tiercel_recoded_total", "Records written to SSD in fewer bytes.", mine, t.ssd.recoded);
+  f.Counter("tiercel_recoded_from_bytes_total", "Their bytes before.", mine, t.ssd.recoded_from_bytes);
+  f.Counter("tiercel_recoded_bytes_total", "Their bytes as written.", mine, t.ssd.recoded_bytes);
   f.Counter("tiercel_write_behind_skipped_total", "Records that were not written to SSD.", mine, t.write_behind_skipped);
   f.Counter("tiercel_rejected_frames_total", "Frames that a session was told off for.", mine, s.rejected);
   f.Gauge("tiercel_blocks", "Records held, either tier.", mine, t.blocks);

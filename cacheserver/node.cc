@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "cacheserver/grpc_edge.h"
 #include "cacheserver/http_edge.h"
+#include "kernels/artifact.h"
 #include "kernels/record.h"
 #include "proto/field_hash.h"
 #include "transport/factory.h"
@@ -45,6 +46,24 @@ Status VerifyStored(ByteSpan record) {
 template <class T>
 void FillRandom(T* out) {
   TIERCEL_CHECK(RAND_bytes(reinterpret_cast<unsigned char*>(out), sizeof(T)) == 1);
+}
+
+// Null where no file is named.
+Result<std::shared_ptr<const Artifact>> ReadArtifact(const std::string& path) {
+  if (path.empty()) return std::shared_ptr<const Artifact>();
+  const auto wrong = [&path](std::string_view why) {
+    return Fail(Code::kInvalidArgument, fmt::format("codec.artifact {}: {}", path, why));
+  };
+  std::error_code ec;
+  const uint64_t size = fs::file_size(path, ec);
+  if (ec) return wrong(ec.message());
+  if (size > kMaxArtifactBytes) return wrong("larger than any artifact");
+  std::vector<std::byte> bytes(size);
+  std::ifstream file(path, std::ios::binary);
+  if (!file.read(reinterpret_cast<char*>(bytes.data()), static_cast<std::streamsize>(size))) return wrong("cannot be read");
+  Result<std::shared_ptr<const Artifact>> artifact = Artifact::Parse(bytes);
+  if (!artifact) return wrong(artifact.error().message);
+  return artifact;
 }
 
 }  // namespace
@@ -78,7 +97,14 @@ Status Node::StartAll() {
     fs::create_directories(config_.memfd_dir, ec);
     if (ec) return Fail(Code::kUnavailable, fmt::format("memfd.dir {}: {}", config_.memfd_dir, ec.message()));
   }
+  for (const NamespaceConfig& one : config_.namespaces) {
+    if (!demote_to_.emplace(NameSpaceId(one.name), one.demote_to).second) {
+      return Fail(Code::kInvalidArgument, fmt::format("namespaces: '{}' has the same number as another: rename it", one.name));
+    }
+  }
   if (!config_.ssd_path.empty()) {
+    TIERCEL_ASSIGN(std::shared_ptr<const Artifact> artifact, ReadArtifact(config_.artifact));
+    demotion_ = std::make_unique<Demotion>(std::move(artifact));
     SsdDisk::Options disk;
     disk.path = config_.ssd_path;
     disk.shards = static_cast<uint32_t>(config_.shards);
@@ -143,6 +169,13 @@ Status Node::StartShard(uint32_t number) {
     ssd.segment_bytes = config_.ssd_segment;
     ssd.seal_after = config_.ssd_seal_after;
     ssd.verify_record = VerifyStored;
+    if (config_.ssd_recompress) {
+      ssd.recode = [this](SsdEntry* entry, ByteSpan record) { return demotion_->Recode(entry, record); };
+      tiers.demote_to = [this](uint32_t name_space) {
+        const auto found = demote_to_.find(name_space);
+        return found == demote_to_.end() ? QualityClass::kExact : found->second;
+      };
+    }
     TIERCEL_ASSIGN(store, disk_->OpenShard(number, ssd, clock));
   }
   TIERCEL_ASSIGN(auto stack, TierStack::Create(tiers, clock, std::move(store)));
@@ -185,8 +218,9 @@ Status Node::StartShard(uint32_t number) {
 
 void Node::OpenSession(const SessionAsk& ask, std::function<void(Result<SessionGrant>)> done) {
   if (draining_) return done(Fail(Code::kUnavailable, "this node is draining"));
-  const std::string name = ask.name_space.empty() ? config_.namespaces.front() : ask.name_space;
-  if (std::find(config_.namespaces.begin(), config_.namespaces.end(), name) == config_.namespaces.end()) {
+  const std::string name = ask.name_space.empty() ? config_.namespaces.front().name : ask.name_space;
+  const NamespaceConfig* name_space = config_.FindNamespace(name);
+  if (name_space == nullptr) {
     return done(Fail(Code::kPermissionDenied, fmt::format("name space '{}' is not among this node's", name)));
   }
   Result<Choice> choice = ChooseTransport(ask.offer, offer_);
@@ -241,7 +275,7 @@ void Node::OpenSession(const SessionAsk& ask, std::function<void(Result<SessionG
     Transport* transport = shards_[i]->transport(offer.kind);
     TIERCEL_CHECK(transport != nullptr);
     offer.address = transport->LocalAddress();
-    Shard::Grant grant{id, offer.token, NameSpaceId(name)};
+    Shard::Grant grant{id, offer.token, NameSpaceId(name), name_space->worst_class};
     Status admitted = transport->Admit(id, ask.ucx_address, grant.name_space);
     if (admitted && !shards_[i]->Post([grant, answered](Shard& shard) { answered(shard.Expect(grant)); })) {
       admitted = Fail(Code::kResourceExhausted, "the shard's inbox is full");

@@ -21,8 +21,10 @@
 #include "base/mutex.h"
 #include "base/result.h"
 #include "cacheserver/config.h"
+#include "cacheserver/demotion.h"
 #include "cacheserver/metrics.h"
 #include "cacheserver/shard.h"
+#include "proto/types.h"
 #include "proto/view.h"
 #include "tiering/ssd_rocksdb.h"
 #include "transport/choose.h"
@@ -114,6 +116,8 @@ class Node {
   std::string runtime_dir_;  // Ours to delete.
   ServerOffer offer_;
   Nanos started_ = 0;
+  std::map<uint32_t, QualityClass> demote_to_;  // By name space.
+  std::unique_ptr<Demotion> demotion_;          // Used by the disk's movers.
   std::unique_ptr<SsdDisk> disk_;
   std::unique_ptr<GrpcEdge> grpc_;
   std::unique_ptr<HttpEdge> http_;

@@ -54,6 +54,7 @@ struct Shard::Request {
 struct Shard::Session {
   uint64_t id = 0;
   uint32_t name_space = 0;
+  QualityClass worst_class = QualityClass::kSmall;
   Token token{};
   Nanos token_expires = 0;
   std::unique_ptr<Endpoint> endpoint;  // Null until HELLO.
@@ -126,10 +127,8 @@ void Shard::ServeMemory() {
 }
 
 Transport* Shard::transport(TransportKind kind) const {
-  for (const auto& transport : transports_) {
-    if (transport->kind() == kind) return transport.get();
-  }
-  return nullptr;
+  const auto found = std::find_if(transports_.begin(), transports_.end(), [kind](const auto& t) { return t->kind() == kind; });
+  return found == transports_.end() ? nullptr : found->get();
 }
 
 // ---- sessions ----------------------------------------------------------------------------------
@@ -141,6 +140,7 @@ Status Shard::Expect(const Grant& grant) {
   auto session = std::make_unique<Session>();
   session->id = grant.session_id;
   session->name_space = grant.name_space;
+  session->worst_class = grant.worst_class;
   session->token = grant.token;
   session->token_expires = clock_.Now() + options_.token_life;
   if (!sessions_.emplace(grant.session_id, std::move(session)).second) {
@@ -555,6 +555,7 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   if (chain_.keys.size() != 1) return refuse({Code::kInvalidArgument, "PUT: one key a frame"});
   if (payload.size() == 0) return refuse({Code::kInvalidArgument, "PUT: no record"});
   if (draining_) return refuse({Code::kUnavailable, "this node is draining"});
+  if (header.quality > session.worst_class) return refuse({Code::kPermissionDenied, "too lossy for this name space"});
   if (puts_.size() >= options_.max_keys_in_flight) return refuse({Code::kResourceExhausted, "too many puts at once"});
   if (session.put_bytes > 0 && session.put_bytes + payload.size() > options_.max_bytes_in_flight) {
     return refuse({Code::kResourceExhausted, "the session has too many bytes of puts in flight"});
@@ -788,11 +789,10 @@ Shard::Stats Shard::stats() const {
   for (const auto& transport : transports_) {
     stats.transports[static_cast<size_t>(transport->kind())] = transport->counters();
   }
-  if (SsdStore* ssd = stack_->ssd(); ssd != nullptr) {
-    stats.has_ssd = true;
-    stats.ssd_available = ssd->available();
-    stats.ssd_why = ssd->why();
-  }
+  const SsdStore* ssd = stack_->ssd();
+  stats.has_ssd = ssd != nullptr;
+  stats.ssd_available = ssd != nullptr && ssd->available();
+  if (ssd != nullptr) stats.ssd_why = ssd->why();
   return stats;
 }
 

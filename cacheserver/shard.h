@@ -68,6 +68,7 @@ class Shard final : public FrameSink {
     uint64_t session_id = 0;
     Token token{};
     uint32_t name_space = 0;
+    QualityClass worst_class = QualityClass::kSmall;  // That its puts may have.
   };
 
   struct Stats {

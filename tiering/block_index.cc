@@ -22,6 +22,12 @@ SsdEntry Block::Entry() const {
   return entry;
 }
 
+SsdEntry Block::EntryOnSsd() const {
+  SsdEntry entry = Entry();
+  entry.record_bytes = ssd_bytes;
+  return entry;
+}
+
 BlockIndex::~BlockIndex() {
   ForEach([](Block* block) { delete block; });
 }
@@ -44,6 +50,7 @@ Block* BlockIndex::Insert(const SsdEntry& entry) {
   block->name_space = entry.name_space;
   block->chain_index = entry.chain_index;
   block->record_bytes = entry.record_bytes;
+  block->ssd_bytes = entry.where ? entry.record_bytes : 0;
   block->quality = entry.quality;
   Both& both = table_[entry.key];
   Block*& slot = block->lossy() ? both.lossy : both.exact;
@@ -67,6 +74,13 @@ std::unique_ptr<Block> BlockIndex::Remove(Block* block) {
   record_bytes_ -= block->record_bytes;
   raw_bytes_ -= block->raw_bytes;
   return std::unique_ptr<Block>(block);
+}
+
+void BlockIndex::LeftRam(Block* block) {
+  TIERCEL_CHECK(block->ssd);
+  record_bytes_ -= block->record_bytes;
+  block->record_bytes = block->ssd_bytes;
+  record_bytes_ += block->record_bytes;
 }
 
 void BlockIndex::SetChildren(Both& both, uint32_t children) {

@@ -40,7 +40,8 @@ struct Block {
   SsdLocation ssd;  // Empty: not on SSD.
   uint32_t name_space = 0;
   uint32_t chain_index = 0;
-  uint32_t record_bytes = 0;
+  uint32_t record_bytes = 0;  // Of the copy in RAM where there is one, else of that on SSD.
+  uint32_t ssd_bytes = 0;     // Of the copy on SSD, which may be coded anew.
   uint32_t pins = 0;  // Fetchers, and the writer while it reads the record.
   uint32_t resident_children =
       0;  // Records of its run in RAM whose parent it is; kept by the index.
@@ -56,6 +57,7 @@ struct Block {
 
   bool lossy() const { return quality != QualityClass::kExact; }
   SsdEntry Entry() const;
+  SsdEntry EntryOnSsd() const;
 };
 
 class BlockIndex {
@@ -70,6 +72,9 @@ class BlockIndex {
   Block* Insert(const SsdEntry& entry);
   // Takes the block out of the table; its bytes of memory go when the caller deletes it.
   std::unique_ptr<Block> Remove(Block* block);
+
+  // Its copy in RAM is gone: from now on the record is that on SSD.
+  void LeftRam(Block* block);
 
   // A record in RAM has this parent in its own run.
   void ChildEntered(const BlockKey& parent);

@@ -4,10 +4,11 @@
 //   Add ... Add --> full, or due --> moved to a writer --> Answer
 //
 // Invariants: records lie in the segment in the order of Add, and each entry says where; bytes() is
-// their sum. A segment has a number from its first record on.
+// their sum. A segment has a number from its first record on. What is written of a record may be less
+// than the record: a writer says so in its entry.
 //
 // Ownership: borrows the records until Answer; holds the callbacks.
-// Threads: the store's owner; a writer may read it between. Errors: none.
+// Threads: the store's owner; between Take and Answer its writer. Errors: none.
 #ifndef TIERCEL_TIERING_OPEN_SEGMENT_H_
 #define TIERCEL_TIERING_OPEN_SEGMENT_H_
 
@@ -25,7 +26,7 @@ namespace tiercel {
 
 class OpenSegment {
  public:
-  using Done = UniqueFunction<void(Result<SsdLocation>)>;
+  using Done = UniqueFunction<void(Result<SsdEntry>)>;
   struct Append {
     SsdEntry entry;
     ByteSpan record;
@@ -36,6 +37,12 @@ class OpenSegment {
   uint32_t number() const { return number_; }
   uint64_t bytes() const { return bytes_; }
   const std::vector<Append>& appends() const { return appends_; }
+  std::vector<Append>& appends() { return appends_; }
+  uint64_t stored_bytes() const {
+    uint64_t sum = 0;
+    for (const Append& append : appends_) sum += append.entry.record_bytes;
+    return sum;
+  }
   // When it has been open for so long; never while it is empty.
   Nanos Due(Nanos after) const { return empty() ? INT64_MAX : began_ + after; }
 
@@ -51,11 +58,11 @@ class OpenSegment {
   }
   // All that was added, and empty from then on.
   OpenSegment Take() { return std::exchange(*this, OpenSegment()); }
-  // Tells each who waits where its record lies, or why it does not. Once.
+  // Tells each who waits what was stored of its record, and where, or why not. Once.
   void Answer(const Status& status) {
     for (Append& append : appends_) {
-      append.done(status ? Result<SsdLocation>(append.entry.where)
-                         : Result<SsdLocation>(tl::unexpected<Error>(status.error())));
+      append.done(status ? Result<SsdEntry>(append.entry)
+                         : Result<SsdEntry>(tl::unexpected<Error>(status.error())));
     }
   }
 

@@ -73,7 +73,7 @@ class RocksStore final : public SsdStore {
     on_dropped_ = std::move(on_dropped);
   }
   Status Append(const SsdEntry& entry, ByteSpan record,
-                UniqueFunction<void(Result<SsdLocation>)> done) override;
+                UniqueFunction<void(Result<SsdEntry>)> done) override;
   Status Read(const SsdEntry& entry, MutableByteSpan dst,
               UniqueFunction<void(Status)> done) override;
   void Flush(UniqueFunction<void(Status)> done) override;
@@ -115,7 +115,7 @@ class RocksStore final : public SsdStore {
     TIERCEL_CHECK(inbox_.Push(std::move(event)));
   }
   void Seal();
-  Status WriteSegment(const OpenSegment& segment);
+  Status WriteSegment(OpenSegment& segment, bool recode);
   rocksdb::Status DeleteSegmentData(uint32_t number);
   void SegmentWritten(const std::shared_ptr<OpenSegment>& segment, const Status& status);
   void MakeRoom();
@@ -250,7 +250,7 @@ Result<std::vector<SsdEntry>> RocksStore::Recover() {
 }
 
 Status RocksStore::Append(const SsdEntry& entry, ByteSpan record,
-                          UniqueFunction<void(Result<SsdLocation>)> done) {
+                          UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available())
     return Fail(Code::kUnavailable, why_.empty() ? "the SSD tier is closed" : why_);
   if (stats_.queued_bytes + record.size() > options_.max_queued_bytes) {
@@ -268,16 +268,18 @@ void RocksStore::Seal() {
   MakeRoom();
   auto sealed = std::make_shared<OpenSegment>(open_.Take());
   ++writing_;
-  writers_->Push([this, sealed] {
+  // Smaller bytes are worth their time only while the disk is not waited for.
+  const bool recode = options_.recode && stats_.queued_bytes <= options_.max_queued_bytes / 2;
+  writers_->Push([this, sealed, recode] {
     Status status = abandon_.load(std::memory_order_relaxed)
                         ? Fail(Code::kUnavailable, "shut down before it was written")
-                        : WriteSegment(*sealed);
+                        : WriteSegment(*sealed, recode);
     Tell([this, sealed, status] { SegmentWritten(sealed, status); });
   });
 }
 
 // On a writer's thread.
-Status RocksStore::WriteSegment(const OpenSegment& segment) {
+Status RocksStore::WriteSegment(OpenSegment& segment, bool recode) {
   if (resume_.exchange(false)) {
     (void)disk_.data_.db->Resume();  // Whether it helped, the write will tell.
     (void)disk_.index_.db->Resume();
@@ -303,9 +305,11 @@ Status RocksStore::WriteSegment(const OpenSegment& segment) {
   if (!status.ok()) return fail(status, "opening a segment");
   std::vector<SsdEntry> entries;
   entries.reserve(segment.appends().size());
-  for (const OpenSegment::Append& append : segment.appends()) {
-    status = writer.Put(DataKey(segment.number(), append.entry.where.slot, &append.entry.key),
-                        ToSlice(append.record));
+  for (OpenSegment::Append& append : segment.appends()) {
+    ByteSpan bytes;
+    if (recode) bytes = options_.recode(&append.entry, append.record);
+    if (bytes.empty()) bytes = append.record;
+    status = writer.Put(DataKey(segment.number(), append.entry.where.slot, &append.entry.key), ToSlice(bytes));
     if (!status.ok()) return fail(status, "writing a segment");
     entries.push_back(append.entry);
   }
@@ -348,11 +352,17 @@ void RocksStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written, con
   if (!status) last_write_ = status;
   if (status) {
     Segment& segment = segments_[written->number()];
-    segment.bytes = written->bytes();
+    segment.bytes = written->stored_bytes();
     segment.last_read = reads_;
-    for (const auto& append : written->appends()) segment.entries.push_back(append.entry);
-    stats_.used_bytes += written->bytes();
-    stats_.written_bytes += written->bytes();
+    for (const auto& append : written->appends()) {
+      segment.entries.push_back(append.entry);
+      if (append.entry.record_bytes == append.record.size()) continue;
+      ++stats_.recoded;
+      stats_.recoded_bytes += append.entry.record_bytes;
+      stats_.recoded_from_bytes += append.record.size();
+    }
+    stats_.used_bytes += segment.bytes;
+    stats_.written_bytes += segment.bytes;
   } else {
     ++stats_.failed_writes;
     if (!abandon_) SwitchOff(status.error());

@@ -5,7 +5,7 @@
 //   (no room) --> the least recently read segment is dropped: on_dropped names what it held
 //
 // Invariants
-//   An Append's done says OK only when the record and its index entry survive kill -9.
+//   An Append's done gives the entry as stored, and only when it and the record survive kill -9.
 //   A Read gives the bytes of exactly the key that was appended there, verified, or an error.
 //   Bytes on disk stay within the capacity plus one segment.
 //
@@ -62,6 +62,8 @@ struct SsdEntry {
   uint64_t raw_bytes = 0;
   uint64_t generation = 0;
   QualityClass quality = QualityClass::kExact;
+  // Not kept: what the store may write instead of the record, at worst (Options::recode).
+  QualityClass demote_to = QualityClass::kExact;
   SsdLocation where;  // Filled in by the store.
 };
 
@@ -75,6 +77,11 @@ class SsdStore {
     uint32_t max_queued_reads = 256;
     // Checks a record as read, on a mover's thread; empty: no check beyond the disk's own.
     std::function<Status(ByteSpan record)> verify_record;
+    // Gives smaller bytes to write instead, of the same content or as much worse as entry->demote_to
+    // allows, and changes record_bytes and quality to theirs; empty: the record as it is. Runs on a
+    // mover's thread; its bytes are good until the next call on that thread. Left out while much waits
+    // to be written.
+    std::function<ByteSpan(SsdEntry* entry, ByteSpan record)> recode;
   };
 
   struct Stats {
@@ -87,6 +94,9 @@ class SsdStore {
     uint64_t dropped_segments = 0;
     uint64_t corrupt_reads = 0;
     uint64_t failed_writes = 0;
+    uint64_t recoded = 0;  // Records written as fewer bytes; those, and the bytes they came as:
+    uint64_t recoded_bytes = 0;
+    uint64_t recoded_from_bytes = 0;
     uint64_t disk_bytes = 0;  // As the disk counts them: used_bytes' alarm.
   };
   struct VerifyReport {
@@ -110,7 +120,7 @@ class SsdStore {
   virtual void SetDropListener(std::function<void(const std::vector<SsdEntry>&)> on_dropped) = 0;
 
   virtual Status Append(const SsdEntry& entry, ByteSpan record,
-                        UniqueFunction<void(Result<SsdLocation>)> done) = 0;
+                        UniqueFunction<void(Result<SsdEntry>)> done) = 0;
   virtual Status Read(const SsdEntry& entry, MutableByteSpan dst,
                       UniqueFunction<void(Status)> done) = 0;
 

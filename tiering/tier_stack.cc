@@ -241,7 +241,7 @@ void TierStack::ExpireFetches() {
 
 void TierStack::StartRead(Block* block) {
   const Status started =
-      ssd_->Read(block->Entry(), {arena_->data(block->host), block->record_bytes},
+      ssd_->Read(block->EntryOnSsd(), {arena_->data(block->host), block->record_bytes},
                  [this, block](Status status) { FinishRead(block, std::move(status)); });
   if (!started) FinishRead(block, tl::unexpected<Error>(started.error()));
 }
@@ -378,20 +378,18 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
   ++pins_;
   // The completion is shared, since Append may refuse it.
   auto told = std::make_shared<DurableDone>(std::move(durable));
+  SsdEntry entry = block->Entry();
+  if (options_.demote_to && !*told) entry.demote_to = options_.demote_to(block->name_space);
   const Status queued =
-      ssd_->Append(block->Entry(), {arena_->data(block->host), block->record_bytes},
-                   [this, block, told](Result<SsdLocation> where) {
+      ssd_->Append(entry, {arena_->data(block->host), block->record_bytes},
+                   [this, block, told](Result<SsdEntry> stored) {
                      writing_bytes_ -= block->record_bytes;
                      Status status = OkStatus();
-                     if (where) {
-                       block->ssd = *where;
-                       ++stats_.durable;
-                       if (block->doomed) {
-                         status = Fail(Code::kAborted, "forgotten while it was being written");
-                       }
+                     if (stored) {
+                       status = Written(block, *stored);
                      } else {
                        ++stats_.write_behind_skipped;
-                       status = tl::unexpected<Error>(where.error());
+                       status = tl::unexpected<Error>(stored.error());
                      }
                      Unpin(block);
                      if (*told) (*told)(std::move(status));
@@ -403,6 +401,23 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
   ++stats_.write_behind_skipped;
   Unpin(block);
   if (*told) (*told)(queued);
+}
+
+// The block is pinned, so its record_bytes are those of its copy in RAM.
+Status TierStack::Written(Block* block, const SsdEntry& stored) {
+  ++stats_.durable;
+  if (stored.quality == block->quality) {
+    block->ssd = stored.where;
+    block->ssd_bytes = stored.record_bytes;
+  } else if (!block->doomed) {
+    Block* lossy = index_.Find(block->key, /*lossy=*/true);
+    if (lossy != nullptr && lossy->quality <= stored.quality) return OkStatus();  // As good is here.
+    if (lossy != nullptr) Forget(lossy, MissReason::kNone);
+    index_.Insert(stored);
+    ++stats_.demoted;
+  }
+  if (block->doomed) return Fail(Code::kAborted, "forgotten while it was being written");
+  return OkStatus();
 }
 
 // ---- forgetting --------------------------------------------------------------------------------
@@ -568,8 +583,9 @@ void TierStack::DropHostCopy(Block* block) {
   ++stats_.evicted_host;
   if (!block->ssd) {
     ++stats_.evicted;
-    Forget(block, MissReason::kEvicted);
+    return Forget(block, MissReason::kEvicted);
   }
+  index_.LeftRam(block);
 }
 
 void TierStack::Forget(Block* block, MissReason why) {
@@ -670,7 +686,7 @@ Status TierStack::CorruptForTest(const BlockKey& key, uint64_t bit, Tier where) 
   if (block == nullptr) return Fail(Code::kNotFound, "no such block");
   if (where == Tier::kSsd) {
     if (ssd_ == nullptr || !block->ssd) return Fail(Code::kNotFound, "the block is not on SSD");
-    return ssd_->CorruptForTest(block->Entry(), bit);
+    return ssd_->CorruptForTest(block->EntryOnSsd(), bit);
   }
   if (!block->host || block->reading) return Fail(Code::kNotFound, "the block is not in RAM");
   arena_->data(block->host)[bit / 8 % block->record_bytes] ^=

@@ -107,6 +107,10 @@ class TierStack {
     // Asked about a key that was never seen here, by one who knows more about keys than their bytes
     // (the scopes that an engine hash is stored under, say); empty, or kNone: never_seen it is.
     std::function<MissReason(uint32_t name_space, const BlockKey& key)> explain_absent;
+    // The worst class that a name space lets its exact blocks have on SSD; empty: exact. Then what is
+    // written is the key's lossy record, and the exact one stays in RAM alone, as long as it stays.
+    // Not for blocks that Publish was given a `durable` for.
+    std::function<QualityClass(uint32_t name_space)> demote_to;
   };
 
   struct PutInfo {
@@ -201,6 +205,7 @@ class TierStack {
     uint64_t reads_shared = 0;  // Fetches that joined another's read.
     uint64_t durable = 0;
     uint64_t write_behind_skipped = 0;
+    uint64_t demoted = 0;  // Written as a lossy record of their own.
     uint64_t corrupt = 0;
     uint64_t index_bytes = 0;  // Per block: divide by blocks.
     SsdStore::Stats ssd;
@@ -239,6 +244,7 @@ class TierStack {
   void DropHostCopy(Block* block);
   void Forget(Block* block, MissReason why);
   void WriteBehind(Block* block, DurableDone durable);
+  Status Written(Block* block, const SsdEntry& stored);
   void StartRead(Block* block);
   void ExpireFetches();
   void AnswerMiss(FetchDone& done, MissReason reason);

@@ -33,12 +33,28 @@ TEST(ConfigTest, ReadsSectionsUnitsAndLists) {
   ASSERT_TRUE(config) << config.error().message;
   EXPECT_EQ(config->host_memory, 4 * kGiB);
   EXPECT_EQ(config->ssd_seal_after, 200 * kMillisecond);
-  EXPECT_EQ(config->namespaces, (std::vector<std::string>{"default", "tenant-b"}));
+  EXPECT_EQ(config->namespaces, (std::vector<NamespaceConfig>{{"default"}, {"tenant-b"}}));
   EXPECT_EQ(config->max_sessions, 7u);
   EXPECT_EQ(config->level(), LogLevel::kDebug);
   EXPECT_EQ(config->shards, 2u);
   EXPECT_EQ(LoadConfig("insecure: true", "x", {"namespaces=[red, blue]"})->namespaces,
-            (std::vector<std::string>{"red", "blue"}));
+            (std::vector<NamespaceConfig>{{"red"}, {"blue"}}));
+}
+
+TEST(ConfigTest, ANamespaceSaysWhatItHoldsAndWhatItMayBecomeOnSsd) {
+  const auto config = LoadConfig("insecure: true\nnamespaces:\n- plain\n- name: cheap\n  worst_class: balanced\n  demote_to: high\n",
+                                 "node.yaml", {});
+  ASSERT_TRUE(config) << config.error().message;
+  EXPECT_EQ(config->namespaces, (std::vector<NamespaceConfig>{
+      {"plain"}, {"cheap", QualityClass::kBalanced, QualityClass::kHigh}}));
+  const auto again = LoadConfig(PrintConfig(*config), "printed", {});
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ(again->namespaces, config->namespaces);
+  EXPECT_THAT(ErrorOf("insecure: true\nnamespaces:\n- name: a\n  worst: near\n"), HasSubstr("node.yaml:4: unknown key 'worst'"));
+  EXPECT_THAT(ErrorOf("insecure: true\nnamespaces:\n- {name: a, worst_class: bad}\n"), HasSubstr("'bad' is not one of exact, near"));
+  EXPECT_THAT(ErrorOf("insecure: true\nnamespaces: [{name: a, worst_class: near, demote_to: small}]\n"), HasSubstr("is worse than"));
+  EXPECT_THAT(ErrorOf("insecure: true\nnamespaces: [{worst_class: near}]\n"), HasSubstr("has no name"));
+  EXPECT_THAT(ErrorOf("insecure: true\nnamespaces: [a, b, a]\n"), HasSubstr("'a' is here twice"));
 }
 
 TEST(ConfigTest, ATypoIsNamedWithItsLineAndTheNearestKey) {

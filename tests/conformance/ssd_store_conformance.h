@@ -108,11 +108,11 @@ class SsdStoreConformance : public ::testing::TestWithParam<SsdStoreCase> {
     for (uint64_t i = first; i < first + n; ++i) {
       records.push_back(RecordOf(i, bytes + i % 7 * 8));
       const SsdEntry entry = SsdEntryOf(i, records.back().size());
-      EXPECT_TRUE(store_->Append(entry, records.back(), [&, i, entry](Result<SsdLocation> where) {
+      EXPECT_TRUE(store_->Append(entry, records.back(), [&, i, entry](Result<SsdEntry> where) {
         ++answered;
         ASSERT_TRUE(where) << where.error().message;
         durable[i] = entry;
-        durable[i].where = *where;
+        durable[i] = *where;
       }));
     }
     EXPECT_EQ(answered, 0u) << "done must not run inside Append";
@@ -165,7 +165,7 @@ TEST_P(SsdStoreConformance, SealsAnOpenSegmentWhenItIsOldEvenIfItIsNotFull) {
   const auto record = RecordOf(1, 8'000);
   const Nanos before = rig_->clock().Now();
   std::optional<Nanos> durable;
-  ASSERT_TRUE(store_->Append(SsdEntryOf(1, record.size()), record, [&](Result<SsdLocation> where) {
+  ASSERT_TRUE(store_->Append(SsdEntryOf(1, record.size()), record, [&](Result<SsdEntry> where) {
     ASSERT_TRUE(where);
     durable = rig_->clock().Now();
   }));
@@ -183,7 +183,7 @@ TEST_P(SsdStoreConformance, AFlushIsDoneWhenEverythingBeforeItIsDurable) {
   for (uint64_t i = 0; i < 20; ++i) records.push_back(RecordOf(i, 30'000));
   for (uint64_t i = 0; i < 20; ++i) {
     ASSERT_TRUE(store_->Append(SsdEntryOf(i, records[i].size()), records[i],
-                               [&](Result<SsdLocation> where) { durable += where ? 1u : 0u; }));
+                               [&](Result<SsdEntry> where) { durable += where ? 1u : 0u; }));
   }
   std::optional<Status> flushed;
   store_->Flush([&](Status status) { flushed = std::move(status); });
@@ -295,9 +295,9 @@ TEST_P(SsdStoreConformance, TooMuchToWriteOrReadIsRefusedNotQueued) {
   const auto record = RecordOf(1, 60'000);
   std::optional<SsdLocation> where;
   ASSERT_TRUE(store_->Append(SsdEntryOf(1, record.size()), record,
-                             [&](Result<SsdLocation> at) { where = *at; }));
+                             [&](Result<SsdEntry> at) { where = at->where; }));
   const Status refused =
-      store_->Append(SsdEntryOf(2, record.size()), record, [](Result<SsdLocation>) { FAIL(); });
+      store_->Append(SsdEntryOf(2, record.size()), record, [](Result<SsdEntry>) { FAIL(); });
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code, Code::kResourceExhausted);
   ASSERT_TRUE(PollUntil([&] { return where.has_value(); }));
@@ -326,13 +326,13 @@ TEST_P(SsdStoreConformance, ShutdownAnswersEverythingThatWaits) {
   for (uint64_t i = 0; i < 40; ++i) records.push_back(RecordOf(i, 30'000));
   for (uint64_t i = 0; i < 40; ++i) {
     ASSERT_TRUE(store_->Append(SsdEntryOf(i, records[i].size()), records[i],
-                               [&](Result<SsdLocation>) { ++answers; }));
+                               [&](Result<SsdEntry>) { ++answers; }));
   }
   store_->Flush([&](Status) { ++answers; });
   store_->Shutdown(0);
   EXPECT_EQ(answers, 41);
   const Status late =
-      store_->Append(SsdEntryOf(99, 30'000), records[0], [](Result<SsdLocation>) { FAIL(); });
+      store_->Append(SsdEntryOf(99, 30'000), records[0], [](Result<SsdEntry>) { FAIL(); });
   ASSERT_FALSE(late);
   EXPECT_EQ(late.error().code, Code::kUnavailable);
 }
@@ -342,7 +342,7 @@ TEST_P(SsdStoreConformance, ShutdownWithTimeWritesWhatWaits) {
   options.seal_after = 1000 * kSecond;
   Open(options);
   const auto record = RecordOf(5, 30'000);
-  ASSERT_TRUE(store_->Append(SsdEntryOf(5, record.size()), record, [](Result<SsdLocation>) {}));
+  ASSERT_TRUE(store_->Append(SsdEntryOf(5, record.size()), record, [](Result<SsdEntry>) {}));
   Open(options);
   ASSERT_EQ(recovered_.size(), 1u);
   EXPECT_EQ(recovered_[0].key, KeyOf(5));

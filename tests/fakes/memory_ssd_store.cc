@@ -51,7 +51,7 @@ Nanos MemorySsdStore::Busy(uint64_t bytes) {
 }
 
 Status MemorySsdStore::Append(const SsdEntry& entry, ByteSpan record,
-                              UniqueFunction<void(Result<SsdLocation>)> done) {
+                              UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available()) return Fail(Code::kUnavailable, "the SSD tier is off");
   if (stats_.queued_bytes + record.size() > options_.max_queued_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
@@ -74,8 +74,8 @@ void MemorySsdStore::Seal() {
         crashed_ || shut_down_ ? Fail(Code::kUnavailable, "the disk is gone") : Store(*sealed);
     stats_.queued_bytes -= sealed->bytes();
     if (status) {
-      stats_.used_bytes += sealed->bytes();
-      stats_.written_bytes += sealed->bytes();
+      stats_.used_bytes += sealed->stored_bytes();
+      stats_.written_bytes += sealed->stored_bytes();
     } else {
       last_write_ = status;
       ++stats_.failed_writes;
@@ -87,13 +87,16 @@ void MemorySsdStore::Seal() {
   });
 }
 
-Status MemorySsdStore::Store(const OpenSegment& segment) {
+Status MemorySsdStore::Store(OpenSegment& segment) {
   if (disk_.bytes() + segment.bytes() > disk_.quota)
     return Fail(Code::kUnavailable, "no space left on device");
   MemoryDisk::Segment& stored = disk_.segments[segment.number()];
-  for (const OpenSegment::Append& append : segment.appends()) {
+  for (OpenSegment::Append& append : segment.appends()) {
+    ByteSpan bytes;
+    if (options_.recode) bytes = options_.recode(&append.entry, append.record);
+    if (bytes.empty()) bytes = append.record;
     stored.entries.push_back(append.entry);
-    stored.records.emplace_back(append.record.begin(), append.record.end());
+    stored.records.emplace_back(bytes.begin(), bytes.end());
   }
   last_read_[segment.number()] = reads_;
   return OkStatus();

@@ -64,7 +64,7 @@ class MemorySsdStore final : public SsdStore {
     on_dropped_ = std::move(on_dropped);
   }
   Status Append(const SsdEntry& entry, ByteSpan record,
-                UniqueFunction<void(Result<SsdLocation>)> done) override;
+                UniqueFunction<void(Result<SsdEntry>)> done) override;
   Status Read(const SsdEntry& entry, MutableByteSpan dst,
               UniqueFunction<void(Status)> done) override;
   void Flush(UniqueFunction<void(Status)> done) override;
@@ -85,7 +85,7 @@ class MemorySsdStore final : public SsdStore {
   void At(Nanos when, UniqueFunction<void()> event) { events_.emplace(when, std::move(event)); }
   Nanos Busy(uint64_t bytes);  // When the disk has moved so many more bytes.
   void Seal();
-  Status Store(const OpenSegment& segment);
+  Status Store(OpenSegment& segment);
   void MakeRoom();
   void FinishFlushes();
   Status ReadNow(const SsdEntry& entry, MutableByteSpan dst);

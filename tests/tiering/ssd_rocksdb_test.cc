@@ -98,11 +98,11 @@ std::map<uint64_t, SsdEntry> Fill(Shard& shard, uint64_t first, uint64_t n, size
     records.push_back(RecordOf(i, bytes + i % 7 * 8));
     const SsdEntry entry = EntryOf(i, records.back().size());
     EXPECT_TRUE(
-        shard.store->Append(entry, records.back(), [&, i, entry](Result<SsdLocation> where) {
+        shard.store->Append(entry, records.back(), [&, i, entry](Result<SsdEntry> where) {
           ++answered;
           ASSERT_TRUE(where) << where.error().message;
           durable[i] = entry;
-          durable[i].where = *where;
+          durable[i] = *where;
         }));
   }
   EXPECT_TRUE(shard.PollUntil([&] { return answered == n; }));
@@ -162,7 +162,7 @@ TEST(SsdRocksdbTest, SurvivesKillMinusNineWithEverythingItAcknowledged) {
       for (uint64_t i = 0;; ++i) {
         records.push_back(RecordOf(i, 20'000));
         const SsdEntry entry = EntryOf(i, records.back().size());
-        while (!shard.store->Append(entry, records.back(), [&, i](Result<SsdLocation> where) {
+        while (!shard.store->Append(entry, records.back(), [&, i](Result<SsdEntry> where) {
           if (where) (void)!write(pipe_fds[1], &i, sizeof(i));
         })) {
           shard.store->Poll();
@@ -277,7 +277,7 @@ TEST(SsdRocksdbTest, ADiskThatRefusesWritesIsToldAndUsedAgainWhenItTakesThem) {
   const auto append = [&]() -> Status {
     std::optional<Status> result;
     const Status queued =
-        store->Append(EntryOf(1, record.size()), record, [&](Result<SsdLocation> where) {
+        store->Append(EntryOf(1, record.size()), record, [&](Result<SsdEntry> where) {
           result = where ? OkStatus() : Status(tl::unexpected<Error>(where.error()));
         });
     if (!queued) return queued;
@@ -349,7 +349,7 @@ TEST(SsdRocksdbTest, TwoShardsShareADiskAndNothingElse) {
   EXPECT_FALSE(disk->OpenShard(2, SmallSegments(), Clock::Monotonic()));
   bool durable = false;
   ASSERT_TRUE(stores[0]->Append(EntryOf(1, record.size()), record,
-                                [&](Result<SsdLocation>) { durable = true; }));
+                                [&](Result<SsdEntry>) { durable = true; }));
   while (!durable) {
     if (stores[0]->Poll() == 0) usleep(200);
   }

@@ -27,6 +27,7 @@ class TierStackTest : public ::testing::Test {
     options.host.capacity_bytes = host;
     options.host.slab_bytes = 2 * kMiB;
     options.fault_injection = true;
+    options.demote_to = [this](uint32_t) { return demote_to_; };
     std::unique_ptr<SsdStore> store;
     if (with_ssd) {
       SsdDisk::Options disk;
@@ -37,6 +38,7 @@ class TierStackTest : public ::testing::Test {
       store_options.capacity_bytes = ssd;
       store_options.seal_after = 10 * kMillisecond;
       store_options.verify_record = VerifyTestRecord;
+      store_options.recode = recode_;
       store = std::move(*disk_->OpenShard(0, store_options, Clock::Monotonic()));
     }
     auto stack = TierStack::Create(options, Clock::Monotonic(), std::move(store));
@@ -87,6 +89,8 @@ class TierStackTest : public ::testing::Test {
   }
 
   TempFolder folder_;
+  std::function<ByteSpan(SsdEntry*, ByteSpan)> recode_;
+  QualityClass demote_to_ = QualityClass::kExact;
   std::unique_ptr<SsdDisk> disk_;
   std::unique_ptr<TierStack> stack_;
 };
@@ -215,6 +219,73 @@ TEST_F(TierStackTest, EvictedToSsdItComesBackWholeAndOneReadServesAll) {
   while (answers < 3) stack_->Poll();
   EXPECT_EQ(stack_->stats().ssd.read_bytes, 50'000u);
   EXPECT_EQ(Fetch(0).tier, Tier::kHost) << "promoted";
+}
+
+TEST_F(TierStackTest, WhatIsOnSsdMayBeFewerBytesThanWhatIsInRam) {
+  recode_ = [](SsdEntry* entry, ByteSpan record) -> ByteSpan {
+    static thread_local std::vector<std::byte> smaller;
+    smaller = RecordOf(77, record.size() / 2);
+    entry->record_bytes = static_cast<uint32_t>(smaller.size());
+    return smaller;
+  };
+  Open(true);
+  for (uint64_t n = 0; n < 8; ++n) ASSERT_TRUE(Put(Info(1000 + n), 1000 + n));
+  EXPECT_EQ(stack_->stats().record_bytes, 8 * 50'000u);
+  WaitForDisk();
+  EXPECT_EQ(Fetch(1003).pin.record().size(), 50'000u) << "the copy in RAM stays as it is";
+  const auto before = stack_->stats();
+  EXPECT_EQ(before.ssd.recoded, 8u);
+  EXPECT_EQ(before.ssd.recoded_from_bytes, 8 * 50'000u);
+  EXPECT_EQ(before.ssd.written_bytes, 8 * 25'000u);
+  for (uint64_t n = 0; n < 200; ++n) ASSERT_TRUE(Put(Info(2000 + n), 2000 + n, 49'000));  // Out of RAM.
+  WaitForDisk();
+  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(1003), QualityClass::kExact, Prefer::kGood).record_bytes, 25'000u);
+  const auto fetched = Fetch(1003);
+  EXPECT_EQ(fetched.tier, Tier::kSsd);
+  EXPECT_EQ(fetched.pin.record().size(), 25'000u);
+  EXPECT_TRUE(VerifyTestRecord(fetched.pin.record()));
+  uint64_t sum = 0;
+  for (const uint64_t first : {1000, 2000}) {
+    for (uint64_t n = 0; n < (first == 1000 ? 8 : 200); ++n) {
+      sum += stack_->Lookup(kSpace, KeyOf(first + n), QualityClass::kExact, Prefer::kGood).record_bytes;
+    }
+  }
+  EXPECT_EQ(stack_->stats().record_bytes, sum);
+}
+
+TEST_F(TierStackTest, ANameSpaceThatAllowsItKeepsALossyRecordOnSsdAndTheExactOneInRam) {
+  recode_ = [](SsdEntry* entry, ByteSpan record) -> ByteSpan {
+    if (entry->demote_to == QualityClass::kExact) return {};
+    static thread_local std::vector<std::byte> smaller;
+    smaller = RecordOf(78, record.size() / 5);
+    entry->record_bytes = static_cast<uint32_t>(smaller.size());
+    entry->quality = entry->demote_to;
+    return smaller;
+  };
+  demote_to_ = QualityClass::kBalanced;
+  TierStack::FetchOptions accepts;
+  accepts.min_class = QualityClass::kBalanced;
+  Open(true);
+  ASSERT_TRUE(Put(1));
+  std::optional<Status> durable;
+  ASSERT_TRUE(Put(Info(2), 2, 50'000, [&](Status status) { durable = std::move(status); }));
+  WaitForDisk();
+  ASSERT_TRUE(durable && *durable);
+  EXPECT_EQ(stack_->stats().demoted, 1u) << "whoever asked for durable gets what was put";
+  EXPECT_EQ(Fetch(1).pin.quality(), QualityClass::kExact);
+  accepts.prefer = Prefer::kSmall;
+  EXPECT_EQ(Fetch(1, kSpace, accepts).pin.record().size(), 10'000u);
+  for (uint64_t n = 0; n < 200; ++n) ASSERT_TRUE(Put(Info(2000 + n), 2000 + n, 49'000));
+  WaitForDisk();
+  EXPECT_EQ(Fetch(1).reason, MissReason::kOtherClass) << "never served to who did not accept it";
+  EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kBalanced);
+  EXPECT_EQ(Fetch(2).pin.quality(), QualityClass::kExact);
+  Open(true);
+  EXPECT_EQ(Fetch(1).reason, MissReason::kOtherClass);
+  const auto fetched = Fetch(1, kSpace, accepts);
+  ASSERT_TRUE(fetched.pin);
+  EXPECT_EQ(fetched.pin.quality(), QualityClass::kBalanced);
+  EXPECT_TRUE(VerifyTestRecord(fetched.pin.record()));
 }
 
 TEST_F(TierStackTest, AFlippedBitInRamOrOnDiskIsAMissWithItsReason) {
