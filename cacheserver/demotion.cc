@@ -3,6 +3,11 @@
 #include "kernels/recode.h"
 
 namespace tiercel {
+namespace {
+
+constexpr uint32_t kExactTokens = 4;  // Of a chain's first; as clients do.
+
+}  // namespace
 
 ByteSpan Demotion::Recode(SsdEntry* entry, ByteSpan record) const {
   static thread_local RecodeSpace space;
@@ -11,6 +16,7 @@ ByteSpan Demotion::Recode(SsdEntry* entry, ByteSpan record) const {
   if (entry->demote_to != QualityClass::kExact) {
     EncodeOptions options;
     options.quality = entry->demote_to;
+    options.exact_tokens = kExactTokens;
     if (artifact_ != nullptr) {
       options.artifact = artifact_.get();
       recoded = RecodeRecord(record, CodecId::kEcX, &options, &space);

@@ -49,6 +49,7 @@ enum class CodecId : uint8_t {
   kEcX = 9,
   kAuto = 255,  // Never in a record: LLF for bf16 and fp16, else RAW.
 };
+inline constexpr size_t kCodecs = 10;  // Of those that records name.
 std::string_view Name(CodecId id);  // "raw", "llf", ...
 std::optional<CodecId> ParseCodecId(std::string_view name);
 

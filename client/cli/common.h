@@ -41,6 +41,7 @@ using Commands = std::vector<std::pair<CLI::App*, Run>>;
 void AddDataCommands(CLI::App& app, Common& common, Commands& commands);
 void AddAdminCommands(CLI::App& app, Common& common, Commands& commands);
 void AddBenchCommand(CLI::App& app, Common& common, Commands& commands);
+void AddCodecCommands(CLI::App& app, Common& common, Commands& commands);
 void AddDoctorCommand(CLI::App& app, Common& common, Commands& commands);
 
 Result<Client::Options> ClientOptions(const Common& common);

@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   Commands commands;
   AddDataCommands(app, common, commands);
   AddBenchCommand(app, common, commands);
+  AddCodecCommands(app, common, commands);
   AddDoctorCommand(app, common, commands);
   AddAdminCommands(app, common, commands);
 

@@ -92,6 +92,7 @@ struct Wire {
   uint32_t transfers = 0;  // Receives and sends of payload under way.
   bool previous = false;
   bool answered_at_all = false;
+  Nanos sent_at = 0;  // When it was sent with nothing else under way; 0: something was.
   Nanos force_at = 0;          // Forsaken: when the endpoint is closed by force.
   uint64_t charged_bytes = 0;  // Against the session's limit.
   uint64_t put_bytes = 0;      // Encoded in put_memory; 0: the caller's own record.

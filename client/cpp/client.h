@@ -6,6 +6,9 @@
 //   Get(chain, slots)       -> each slot filled and verified, or a miss with its reason
 //   Put(chain, sources)     -> fire and forget; each block OK, or why not
 //
+// A block is stored in the class that its put names, by the codec that the controller finds cheapest
+// (codec_controller.h), and read only in a class that its get accepts.
+//
 //   Submit* --> Ticket --> Poll() or event_fd() --> Completion --> (Released) buffers are yours
 //   again
 //
@@ -49,6 +52,7 @@
 #include "base/clock.h"
 #include "base/result.h"
 #include "client/cpp/chain.h"
+#include "client/cpp/codec_controller.h"
 #include "kernels/codec.h"
 #include "kernels/paged.h"
 #include "proto/frame.h"
@@ -64,7 +68,12 @@ using Ticket = uint64_t;  // Never 0; never reused.
 struct RequestOptions {
   Nanos deadline = 2 * kSecond;                   // From submit.
   QualityClass min_class = QualityClass::kExact;  // The worst acceptable.
-  Prefer prefer = Prefer::kGood;
+  // Where an exact and a lossy record are good enough; empty: the one that is predicted to be here first.
+  std::optional<Prefer> prefer;
+  // Put: the class to store, exact or worse, and the codec; empty: Client::Options::codec. A block that is
+  // here in this class or a better one stays as it is.
+  QualityClass put_class = QualityClass::kExact;
+  std::optional<CodecId> codec;
   ReuseHint reuse_hint = ReuseHint::kUnknown;
   bool no_touch = false;      // Look without making the block younger.
   bool no_promote = false;    // Get: leave what is on SSD there.
@@ -111,6 +120,8 @@ struct BlockResult {
   // Get: where the block's first token stands; of opaque bytes in pieces, a digest of the whole.
   uint64_t pos0 = 0;
   bool durable = false;  // Put with want_durable: it is on SSD.
+  // Get with status kFailedPrecondition: the record needs this artifact (UseArtifact), then ask again.
+  uint64_t artifact_id = 0;
 };
 
 // A record readable where the server keeps it; end it soon, it is memory that cannot be evicted.
@@ -152,7 +163,11 @@ class Client {
     uint32_t max_tickets = 4096;  // In flight; more answers kResourceExhausted.
     uint64_t max_bytes_in_flight = 512u << 20;
     uint64_t staging_bytes = 128u << 20;  // Where records are encoded, received and checked.
+    // kAuto: the controller picks, block by block. Another that cannot make a put's class is refused there.
     CodecId codec = CodecId::kAuto;
+    std::shared_ptr<const Artifact> artifact;  // Of the model whose blocks are put; may be null.
+    uint32_t exact_tokens = 4;  // Of a chain's first, which lossy codecs leave as they are.
+    CodecController::Options controller;
     std::string tls_ca_file, tls_cert_file, tls_key_file;  // Empty: plain text.
     const Clock* clock = nullptr;                          // Default: the machine's.
   };
@@ -204,6 +219,9 @@ class Client {
   virtual Status SetView(View view) = 0;
   virtual View view() const = 0;
 
+  // What each codec would cost a block put now, cheapest first: what the controller goes by.
+  virtual std::vector<CodecController::Candidate> ExplainCodecs(const CodecController::Ask& ask) const = 0;
+
   struct NodeStatus {
     std::string node_id;
     std::string endpoint;
@@ -223,6 +241,7 @@ class Client {
     uint64_t raw_bytes_got = 0, record_bytes_got = 0;
     uint64_t corrupt = 0;        // Records that failed their checksum here.
     uint64_t late_releases = 0;  // Tickets answered before their buffers were free.
+    std::array<uint64_t, kCodecs> puts_by_codec{};  // Blocks encoded, by CodecId.
   };
   virtual Stats stats() const = 0;
 };

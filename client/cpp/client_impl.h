@@ -57,6 +57,7 @@ class ClientImpl final : public Client, private Engine::Host {
   void UnregisterMemory(MutableByteSpan memory) override;
   Status SetView(View view) override;
   View view() const override;
+  std::vector<CodecController::Candidate> ExplainCodecs(const CodecController::Ask& ask) const override;
   std::vector<NodeStatus> Nodes() const override;
   Stats stats() const override;
 

@@ -31,8 +31,9 @@ namespace tiercel {
 class CodecController {
  public:
   struct Options {
-    // Nanoseconds that a byte kept in the cache costs: it pushes another to a slower tier.
-    double stored_byte_nanos = 1.0;
+    // Nanoseconds that a byte kept in the cache costs: it pushes another to a slower tier, to be written there
+    // and read back at a disk's speed.
+    double stored_byte_nanos = 2.0;
     uint32_t explore_every = 64;  // Blocks; 0: never.
   };
   explicit CodecController(const Options& options) : options_(options) {}
@@ -88,7 +89,6 @@ class CodecController {
     uint64_t tried = 0;   // The block count when it was last encoded.
   };
   static constexpr size_t kModels = 16;
-  static constexpr size_t kCodecs = 10;
   struct Model {
     Scope scope;
     bool used = false;

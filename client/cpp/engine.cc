@@ -18,6 +18,7 @@ Engine::Engine(const Client::Options& options, const Clock& clock, Host& host)
     : options_(options),
       clock_(clock),
       host_(host),
+      controller_(options.controller),
       router_(View{}),
       wires_(kMaxWires),
       now_(clock.Now()),

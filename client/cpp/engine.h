@@ -24,12 +24,14 @@
 #include <vector>
 
 #include "client/cpp/call.h"
+#include "client/cpp/codec_controller.h"
 #include "client/cpp/control.h"
 #include "client/cpp/holds.h"
 #include "client/cpp/request_table.h"
 #include "client/cpp/router.h"
 #include "client/cpp/session.h"
 #include "client/cpp/staging.h"
+#include "kernels/record.h"
 
 namespace tiercel {
 
@@ -52,6 +54,7 @@ class Engine final : public FrameSink {
     std::atomic<uint64_t> puts{0}, puts_stored{0}, puts_refused{0};
     std::atomic<uint64_t> raw_put{0}, record_put{0}, raw_got{0}, record_got{0};
     std::atomic<uint64_t> corrupt{0}, late_releases{0};
+    std::array<std::atomic<uint64_t>, kCodecs> puts_by_codec{};
   };
 
   Engine(const Client::Options& options, const Clock& clock, Host& host);
@@ -86,6 +89,7 @@ class Engine final : public FrameSink {
   bool settled() const;
   bool any_open() const;
   std::string why_not() const;
+  const CodecController& controller() const { return controller_; }
   const Counters& counters() const { return counters_; }
   Counters& counters() { return counters_; }
 
@@ -124,9 +128,17 @@ class Engine final : public FrameSink {
   bool MakeLanding(Wire& wire);
   FrameHeader HeaderOf(const Wire& wire, Call::Kind kind) const;
   size_t MetaOf(const Wire& wire);
+  void ObserveLink(const Wire& wire, uint64_t bytes);
+  CodecController::Ask AskOf(const Call& op, TransportKind link, QualityClass worst) const;
+  // engine_puts.cc
   size_t PumpPuts();
   enum class PutStep : uint8_t { kMoved, kWait };
   PutStep PutNext(Call& op);
+  struct Encoding {
+    CodecId codec = CodecId::kRaw;
+    EncodeOptions options;
+  };
+  Result<Encoding> ChooseEncoding(const Call& op, TransportKind link);
   void OnMatched(Wire& wire, const FrameHeader& header, ByteSpan meta);
   void OnData(Wire& wire, const FrameHeader& header, Incoming& payload);
   void OnAck(Wire& wire, const FrameHeader& header);
@@ -153,6 +165,7 @@ class Engine final : public FrameSink {
   const Clock& clock_;
   Host& host_;
   Counters counters_;
+  CodecController controller_;
   Router router_;
   RequestTable<Wire> wires_;
   std::vector<Call*> live_;

@@ -105,6 +105,7 @@ void Engine::AddWire(Call& call, Lane& lane, uint32_t first, uint32_t count, boo
   wire->transfers = 0;
   wire->previous = previous;
   wire->answered_at_all = false;
+  wire->sent_at = 0;
   wire->charged_bytes = 0;
   wire->put_memory = {};
   wire->put_owner = nullptr;
@@ -139,7 +140,11 @@ FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
               : kind == Call::Kind::kGet ? Op::kGet
                                          : Op::kPut;
   if (call.options.no_touch) header.flags |= kFlagNoTouch;
-  if (call.options.prefer == Prefer::kSmall) header.flags |= kFlagPreferSmall;
+  const Prefer prefer = call.options.prefer.value_or(
+      call.options.min_class == QualityClass::kExact || kind != Call::Kind::kGet
+          ? Prefer::kGood
+          : controller_.ChooseGet(AskOf(call, wire.lane->transport->kind(), call.options.min_class)));
+  if (prefer == Prefer::kSmall) header.flags |= kFlagPreferSmall;
   if (kind == Call::Kind::kGet && call.options.no_promote) header.flags |= kFlagNoPromote;
   if (kind == Call::Kind::kMatch && call.options.hold) header.flags |= kFlagHold;
   if (kind == Call::Kind::kPut && call.options.want_durable) header.flags |= kFlagWantDurable;
@@ -152,6 +157,23 @@ FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
   header.deadline_ms =
       static_cast<uint32_t>(std::min<Nanos>((left + kMillisecond - 1) / kMillisecond, UINT32_MAX));
   return header;
+}
+
+// What the controller is to choose for: this op's blocks over that link.
+CodecController::Ask Engine::AskOf(const Call& call, TransportKind link, QualityClass worst) const {
+  CodecController::Ask ask;
+  ask.scope = call.spec.scope;
+  ask.dtype = call.spec.layout.dtype;
+  ask.worst = worst;
+  ask.artifact = options_.artifact != nullptr || call.kind == Call::Kind::kGet;
+  ask.link = link;
+  ask.raw_bytes = call.max_record_bytes;
+  ask.blocks = static_cast<uint32_t>(call.keys.size());
+  return ask;
+}
+
+void Engine::ObserveLink(const Wire& wire, uint64_t bytes) {
+  if (wire.sent_at != 0) controller_.Carried(wire.lane->transport->kind(), bytes, clock_.Now() - wire.sent_at);
 }
 
 size_t Engine::MetaOf(const Wire& wire) {
@@ -235,6 +257,7 @@ bool Engine::SendWire(Lane& lane, Wire& wire) {
     return true;
   }
   wire.state = Wire::State::kSent;
+  wire.sent_at = session.requests_in_flight == 0 && wire.count == 1 ? clock_.Now() : 0;
   wire.charged_bytes = charge;
   ++session.requests_in_flight;
   session.bytes_in_flight += charge;
@@ -246,100 +269,6 @@ bool Engine::SendWire(Lane& lane, Wire& wire) {
     }
   }
   return true;
-}
-
-size_t Engine::PumpPuts() {
-  constexpr uint64_t kRawBytesAtATime = 1u << 20;  // Then the transports get their turn again.
-  size_t moved = 0;
-  uint64_t raw = 0;
-  size_t waiting = 0;
-  while (!puts_.empty() && waiting < std::min<size_t>(puts_.size(), 8) && raw < kRawBytesAtATime) {
-    Call* call = puts_.front();
-    if (call->next_put >= call->keys.size()) {
-      puts_.pop_front();
-      continue;
-    }
-    if (PutNext(*call) == PutStep::kWait) {
-      ++waiting;
-      puts_.pop_front();
-      puts_.push_back(call);
-      continue;
-    }
-    raw += call->max_record_bytes;
-    ++moved;
-  }
-  return moved;
-}
-
-Engine::PutStep Engine::PutNext(Call& call) {
-  const uint32_t i = call.next_put;
-  const auto refuse = [&](Code code, MissReason reason) {
-    ++call.next_put;
-    BlockResult result;
-    result.status = code;
-    result.reason = reason;
-    Resolve(call, i, result);
-    return PutStep::kMoved;
-  };
-  Lane* lane = Usable(router_.Owner(call.anchor(i)));
-  if (lane == nullptr) return refuse(Code::kUnavailable, MissReason::kBreaker);
-  if (!lane->welcomed || !lane->queue.empty()) return PutStep::kWait;
-
-  const PutSource& source = call.sources[i];
-  MutableByteSpan memory;
-  Transport* owner = nullptr;
-  uint64_t bytes = source.src.size();
-  QualityClass quality = QualityClass::kExact;
-  if (source.kind == PutSource::Kind::kRecord) {
-    const Result<RecordSummary> summary = PeekRecord(source.src);
-    if (!summary) return refuse(summary.error().code, MissReason::kNone);
-    quality = summary->quality;
-  } else {
-    const uint64_t most = MaxRecordBytes(call.spec, source.src.size());
-    if (most > kMaxPayloadBytes) return refuse(Code::kInvalidArgument, MissReason::kNone);
-    if (lane->transport->kind() == TransportKind::kMemfd) {
-      if (Result<MutableByteSpan> place = lane->transport->AllocateStaging(most)) {
-        memory = *place;
-        owner = lane->transport;
-      }
-    }
-    if (memory.empty()) memory = staging_->Allocate(most);
-    if (memory.empty()) {
-      if (most > staging_->capacity()) return refuse(Code::kResourceExhausted, MissReason::kBusy);
-      return PutStep::kWait;
-    }
-    RecordSpec spec = call.spec;
-    if (!call.tags.empty()) {
-      spec.pos0 = call.tags[i];
-    } else if (!call.many) {
-      spec.pos0 = uint64_t{call.first + i} * spec.layout.tokens_per_block;
-    }
-    const Result<uint64_t> encoded =
-        source.kind == PutSource::Kind::kBlock
-            ? EncodeRecord(spec, options_.codec, source.src, memory)
-            : EncodeRecordFrom(spec, options_.codec, PagedSource(*source.paged, source.pages),
-                               memory);
-    if (!encoded) {
-      owner != nullptr ? owner->FreeStaging(memory) : staging_->Free(memory);
-      return refuse(encoded.error().code, MissReason::kNone);
-    }
-    bytes = *encoded;
-    if (const auto summary = PeekRecord(memory.first(bytes))) quality = summary->quality;
-  }
-  ++call.next_put;
-  const size_t before = call.wires.size();
-  AddWire(call, *lane, i, 1, false);
-  Wire* wire = call.live && call.wires.size() > before ? wires_.Find(call.wires.back()) : nullptr;
-  if (wire == nullptr) {
-    if (!memory.empty()) owner != nullptr ? owner->FreeStaging(memory) : staging_->Free(memory);
-    return PutStep::kMoved;
-  }
-  wire->put_memory = memory;
-  wire->put_owner = owner;
-  wire->put_bytes = bytes;
-  wire->put_quality = quality;
-  PumpLane(*lane);
-  return PutStep::kMoved;
 }
 
 void Engine::OnFrame(Endpoint& from, const FrameHeader& header, ByteSpan meta, Incoming& payload) {
@@ -543,6 +472,10 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
   Call& call = *wire.op;
   const uint32_t block = wire.first + index;
   GetSlot& slot = call.slots[block];
+  if (tier == Tier::kHost) ObserveLink(wire, record.size());
+  CodecId codec = CodecId::kRaw;
+  uint64_t artifact_id = 0;
+  const Nanos began = clock_.Now();
   BlockResult result;
   result.tier = tier;
   result.quality = quality;
@@ -561,6 +494,11 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
     if (view.scope != call.spec.scope) {
       return Fail(Code::kDataLoss, "the record is of another scope");
     }
+    if (view.quality > call.options.min_class) {
+      return Fail(Code::kDataLoss, "the record is of a worse class than its answer says");
+    }
+    codec = view.codec;
+    artifact_id = view.artifact_id;
     if (slot.kind == GetSlot::Kind::kRecord) {
       result.bytes = record.size();
       return copied || checked != nullptr ? OkStatus() : VerifyRecord(view);
@@ -584,6 +522,9 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
   const Status decoded = decode();
   const uint64_t id = wire.id;
   if (decoded) {
+    if (slot.kind != GetSlot::Kind::kRecord && slot.layer_end == 0) {
+      controller_.Decoded(call.spec.scope, codec, quality, result.bytes, result.record_bytes, clock_.Now() - began);
+    }
     Answered(wire, index);
     FreeLanding(wire, index);
     Resolve(call, block, result);
@@ -598,6 +539,10 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
       case Code::kUnimplemented:  // A codec that this build cannot read.
         Missed(wire, index, MissReason::kOtherClass, Code::kUnimplemented);
         break;
+      case Code::kFailedPrecondition:  // An artifact that this process does not have.
+        call.results[block].artifact_id = artifact_id;
+        Missed(wire, index, MissReason::kOtherClass, Code::kFailedPrecondition);
+        break;
       default:
         counters_.corrupt.fetch_add(1, std::memory_order_relaxed);
         Missed(wire, index, MissReason::kCorrupt);
@@ -605,35 +550,6 @@ void Engine::Deliver(Wire& wire, uint32_t index, Tier tier, QualityClass quality
     }
   }
   if (Wire* still = wires_.Find(id)) EndWire(*still);
-}
-
-void Engine::OnAck(Wire& wire, const FrameHeader& header) {
-  if (wire.kind != Wire::Kind::kPut) return;
-  Call* call = wire.op;
-  if (call == nullptr) {
-    wire.left = 0;
-    EndWire(wire);
-    return;
-  }
-  const uint32_t block = wire.first;
-  BlockResult& result = call->results[block];
-  const bool stored = header.status == Code::kOk || header.status == Code::kAlreadyExists;
-  if (header.op == Op::kAck) {
-    result.status = stored ? Code::kOk : header.status;
-    result.reason = stored ? MissReason::kNone : header.reason;
-    result.tier = header.tier;
-    result.quality = wire.put_quality;
-    result.record_bytes = wire.put_bytes != 0 ? wire.put_bytes : call->sources[block].src.size();
-    result.bytes = call->sources[block].kind == PutSource::Kind::kRecord ? result.record_bytes
-                   : call->spec.layout.opaque() ? call->sources[block].src.size()
-                                                : RawBytes(call->spec);
-    if (stored) call->state[block] |= kBlockAcked;
-    if (stored && call->options.want_durable) return;  // kDurable follows.
-  } else {
-    result.durable = stored;
-  }
-  wire.left = 0;
-  EndWire(wire);  // With the send's end, if that is still to come.
 }
 
 void Engine::Answered(Wire& wire, uint32_t index) {
@@ -651,6 +567,7 @@ void Engine::Missed(Wire& wire, uint32_t index, MissReason reason, Code status) 
   BlockResult result;
   result.status = status;
   result.reason = reason;
+  result.artifact_id = call->results[block].artifact_id;
   if (wire.previous) {
     // The owner's own reason stands, unless it only never saw the block and the older one knows
     // more.

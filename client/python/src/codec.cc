@@ -14,11 +14,6 @@
 namespace tiercel::python {
 namespace {
 
-// Immutable, and shared with the process's artifacts in use.
-struct HeldArtifact {
-  std::shared_ptr<const Artifact> artifact;
-};
-
 HeldArtifact LoadArtifact(nb::handle bytes) {
   const HeldBuffer held(bytes, /*writable=*/false);
   auto parsed = Artifact::Parse(held.span());

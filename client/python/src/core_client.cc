@@ -6,6 +6,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <charconv>
+#include <cstring>
+
+#include "client/cpp/artifact_store.h"
 
 namespace tiercel::python {
 
@@ -68,6 +71,8 @@ const char* StatusName(const BlockResult& result) {
       return "TIMEOUT";
     case Code::kDataLoss:
       return "CORRUPT";
+    case Code::kFailedPrecondition:
+      return "NEEDS_ARTIFACT";
     default:
       return "UNAVAILABLE";
   }
@@ -82,7 +87,14 @@ RequestOptions OptionsOf(const Ask& ask) {
   const auto quality = ParseQualityClass(ask.min_class);
   if (!quality) throw nb::value_error(("no quality class '" + ask.min_class + "'").c_str());
   options.min_class = *quality;
-  options.prefer = ask.prefer_small ? Prefer::kSmall : Prefer::kGood;
+  if (ask.prefer_small) options.prefer = *ask.prefer_small ? Prefer::kSmall : Prefer::kGood;
+  const auto put_class = ParseQualityClass(ask.put_class);
+  if (!put_class) throw nb::value_error(("no quality class '" + ask.put_class + "'").c_str());
+  options.put_class = *put_class;
+  if (ask.codec != "auto") {
+    options.codec = ParseCodecId(ask.codec);
+    if (!options.codec) throw nb::value_error(("no codec '" + ask.codec + "'").c_str());
+  }
   options.no_touch = ask.no_touch;
   options.want_durable = ask.durable;
   options.hold = ask.hold;
@@ -348,6 +360,75 @@ void CoreClient::Unregister(uint64_t address, uint64_t bytes) {
   inner->client->UnregisterMemory({reinterpret_cast<std::byte*>(address), bytes});
 }
 
+void CoreClient::StoreArtifact(const HeldArtifact& held, const std::string& name_space, double deadline_s) {
+  const std::shared_ptr<Inner> inner = this->inner();
+  Ask ask;
+  ask.deadline_s = deadline_s;
+  const RequestOptions options = OptionsOf(ask);
+  Status stored;
+  {
+    nb::gil_scoped_release released;
+    stored = tiercel::StoreArtifact(*inner->client, name_space, *held.artifact, options);
+  }
+  if (!stored) throw std::runtime_error(stored.error().ToString());
+}
+
+HeldArtifact CoreClient::FetchArtifact(uint64_t id, const std::string& name_space, double deadline_s) {
+  const std::shared_ptr<Inner> inner = this->inner();
+  Ask ask;
+  ask.deadline_s = deadline_s;
+  const RequestOptions options = OptionsOf(ask);
+  Result<std::shared_ptr<const Artifact>> artifact = FindArtifact(id);
+  if (*artifact == nullptr) {
+    nb::gil_scoped_release released;
+    artifact = tiercel::FetchArtifact(*inner->client, name_space, id, options);
+    if (artifact) {
+      if (const Status used = UseArtifact(*artifact); !used) artifact = tl::unexpected<Error>(used.error());
+    }
+  }
+  if (!artifact) {
+    if (artifact.error().code == Code::kNotFound) throw nb::key_error(artifact.error().message.c_str());
+    throw std::runtime_error(artifact.error().ToString());
+  }
+  return {*artifact};
+}
+
+nb::list CoreClient::ExplainCodecs(const nb::bytes& scope, const KvLayout& layout, const std::string& worst, uint32_t blocks) const {
+  const std::shared_ptr<Inner> inner = this->inner();
+  const auto quality = ParseQualityClass(worst);
+  if (!quality) throw nb::value_error(("no quality class '" + worst + "'").c_str());
+  CodecController::Ask ask;
+  if (scope.size() != ask.scope.bytes.size()) throw nb::value_error("a scope has 16 bytes");
+  std::memcpy(ask.scope.bytes.data(), scope.c_str(), scope.size());
+  ask.dtype = layout.dtype;
+  ask.worst = *quality;
+  ask.artifact = true;
+  ask.raw_bytes = layout.block_bytes();
+  ask.blocks = blocks;
+  std::vector<CodecController::Candidate> candidates;
+  {
+    nb::gil_scoped_release released;
+    candidates = inner->client->ExplainCodecs(ask);
+  }
+  const auto text = [](std::string_view view) { return nb::str(view.data(), view.size()); };
+  nb::list out;
+  for (const CodecController::Candidate& from : candidates) {
+    nb::dict one;
+    one["codec"] = text(Name(from.codec));
+    one["quality"] = text(Name(from.quality));
+    one["record_bytes"] = from.record_bytes;
+    one["encode_s"] = from.encode / 1e9;
+    one["send_s"] = from.send / 1e9;
+    one["receive_s"] = from.receive / 1e9;
+    one["decode_s"] = from.decode / 1e9;
+    one["storage_s"] = from.storage / 1e9;
+    one["cost_s"] = from.total / 1e9;
+    one["measured"] = from.measured;
+    out.append(one);
+  }
+  return out;
+}
+
 nb::dict CoreClient::Stats() const {
   const Client::Stats stats = inner()->client->stats();
   nb::dict misses;
@@ -368,6 +449,12 @@ nb::dict CoreClient::Stats() const {
   out["record_bytes_got"] = stats.record_bytes_got;
   out["corrupt"] = stats.corrupt;
   out["late_releases"] = stats.late_releases;
+  nb::dict codecs;
+  for (size_t i = 0; i < kCodecs; ++i) {
+    const std::string_view name = Name(static_cast<CodecId>(i));
+    if (stats.puts_by_codec[i] > 0) codecs[nb::str(name.data(), name.size())] = stats.puts_by_codec[i];
+  }
+  out["puts_by_codec"] = codecs;
   return out;
 }
 

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "client/cpp/client.h"
+#include "kernels/artifact.h"
 
 namespace tiercel::python {
 
@@ -85,13 +86,20 @@ struct Keep {
 struct Ask {
   double deadline_s = 2.0;
   std::string min_class = "exact";
-  bool prefer_small = false;
+  std::optional<bool> prefer_small;
   bool no_touch = false;
   bool durable = false;
   std::string reuse = "unknown";
   bool hold = false;
+  std::string put_class = "exact";
+  std::string codec = "auto";
 };
 RequestOptions OptionsOf(const Ask& ask);
+
+// An artifact as Python holds it: immutable, and among the process's artifacts in use.
+struct HeldArtifact {
+  std::shared_ptr<const Artifact> artifact;
+};
 
 class CoreClient {
  public:
@@ -112,6 +120,9 @@ class CoreClient {
 
   void Register(uint64_t address, uint64_t bytes);
   void Unregister(uint64_t address, uint64_t bytes);
+  void StoreArtifact(const HeldArtifact& artifact, const std::string& name_space, double deadline_s);
+  HeldArtifact FetchArtifact(uint64_t id, const std::string& name_space, double deadline_s);
+  nb::list ExplainCodecs(const nb::bytes& scope, const KvLayout& layout, const std::string& worst, uint32_t blocks) const;
   nb::dict Stats() const;
   nb::list Nodes() const;
   std::string View() const;

@@ -8,6 +8,7 @@
 
 #include "client/cpp/pieces.h"
 #include "client/python/src/core_client.h"
+#include "kernels/artifact.h"
 
 namespace tiercel::python {
 namespace {
@@ -62,35 +63,37 @@ void DefData(nb::class_<CoreClient>& type, Kind kind, const std::string& verb) {
         name,
         [kind, finish](CoreClient& self, const Chain& chain, uint32_t first, uint32_t n,
                        const KvLayout& layout, const AnyArray& k, std::optional<AnyArray> v,
-                       double deadline_s, const std::string& min_class, bool prefer_small,
+                       double deadline_s, const std::string& min_class, std::optional<bool> prefer_small,
                        bool no_touch, bool durable, const std::string& reuse, uint16_t layer_begin,
-                       uint16_t layer_end) {
-          const Ask ask{deadline_s, min_class, prefer_small, no_touch, durable, reuse};
+                       uint16_t layer_end, const std::string& put_class, const std::string& codec) {
+          const Ask ask{deadline_s, min_class, prefer_small, no_touch, durable, reuse, false, put_class, codec};
           return finish(self, kind, KeepOfPointers(kind, chain, first, n, layout, k, v, ask,
                                                    layer_begin, layer_end));
         },
         nb::arg("chain"), nb::arg("first"), nb::arg("n"), nb::arg("layout"),
         nb::arg("k_ptrs").noconvert(), nb::arg("v_ptrs").noconvert() = nb::none(), nb::kw_only(),
-        nb::arg("deadline_s"), nb::arg("min_class") = "exact", nb::arg("prefer_small") = false,
+        nb::arg("deadline_s"), nb::arg("min_class") = "exact", nb::arg("prefer_small") = nb::none(),
         nb::arg("no_touch") = false, nb::arg("durable") = false, nb::arg("reuse") = "unknown",
-        nb::arg("layer_begin") = 0, nb::arg("layer_end") = 0);
+        nb::arg("layer_begin") = 0, nb::arg("layer_end") = 0, nb::arg("put_class") = "exact",
+        nb::arg("codec") = "auto");
   };
   const auto def_pages = [&](const char* name, auto finish) {
     type.def(
         name,
         [kind, finish](CoreClient& self, const Chain& chain, uint32_t first, const KvLayout& layout,
                        const PagedKv& paged, const AnyArray& table, double deadline_s,
-                       const std::string& min_class, bool prefer_small, bool no_touch, bool durable,
-                       const std::string& reuse, uint16_t layer_begin, uint16_t layer_end) {
-          const Ask ask{deadline_s, min_class, prefer_small, no_touch, durable, reuse};
+                       const std::string& min_class, std::optional<bool> prefer_small, bool no_touch, bool durable,
+                       const std::string& reuse, uint16_t layer_begin, uint16_t layer_end,
+                       const std::string& put_class, const std::string& codec) {
+          const Ask ask{deadline_s, min_class, prefer_small, no_touch, durable, reuse, false, put_class, codec};
           return finish(self, kind, KeepOfPages(kind, chain, first, layout, paged, table, ask,
                                                 layer_begin, layer_end));
         },
         nb::arg("chain"), nb::arg("first"), nb::arg("layout"), nb::arg("paged"),
         nb::arg("page_table").noconvert(), nb::kw_only(), nb::arg("deadline_s"),
-        nb::arg("min_class") = "exact", nb::arg("prefer_small") = false, nb::arg("no_touch") = false,
+        nb::arg("min_class") = "exact", nb::arg("prefer_small") = nb::none(), nb::arg("no_touch") = false,
         nb::arg("durable") = false, nb::arg("reuse") = "unknown", nb::arg("layer_begin") = 0,
-        nb::arg("layer_end") = 0);
+        nb::arg("layer_end") = 0, nb::arg("put_class") = "exact", nb::arg("codec") = "auto");
   };
   const auto def_buffers = [&](const char* name, auto finish) {
     type.def(
@@ -98,7 +101,7 @@ void DefData(nb::class_<CoreClient>& type, Kind kind, const std::string& verb) {
         [kind, finish](CoreClient& self, const std::vector<Chain>& chains,
                        const nb::sequence& buffers, const KvLayout& layout, double deadline_s,
                        const std::string& min_class, bool durable, const std::string& reuse) {
-          const Ask ask{deadline_s, min_class, false, false, durable, reuse};
+          const Ask ask{deadline_s, min_class, std::nullopt, false, durable, reuse};
           return finish(self, kind, KeepOfBuffers(kind, chains, buffers, layout, ask));
         },
         nb::arg("chains"), nb::arg("buffers"), nb::arg("layout"), nb::kw_only(),
@@ -111,7 +114,7 @@ void DefData(nb::class_<CoreClient>& type, Kind kind, const std::string& verb) {
         [kind, finish](CoreClient& self, const std::vector<Chain>& chains, const AnyArray& ptrs,
                        const AnyArray& sizes, const KvLayout& layout, double deadline_s,
                        const std::string& min_class, bool durable, const std::string& reuse) {
-          const Ask ask{deadline_s, min_class, false, false, durable, reuse};
+          const Ask ask{deadline_s, min_class, std::nullopt, false, durable, reuse};
           return finish(self, kind, KeepOfAddresses(kind, chains, ptrs, sizes, layout, ask));
         },
         nb::arg("chains"), nb::arg("ptrs").noconvert(), nb::arg("sizes").noconvert(),
@@ -177,6 +180,7 @@ NB_MODULE(_core, m) {
       .def_ro("bytes", &BlockResult::bytes)
       .def_ro("record_bytes", &BlockResult::record_bytes)
       .def_ro("durable", &BlockResult::durable)
+      .def_ro("artifact", &BlockResult::artifact_id)
       .def("__repr__", [](const BlockResult& r) {
         return std::string("BlockResult(status='") + StatusName(r) + "', reason='" +
                std::string(Name(r.reason)) + "', tier='" + std::string(Name(r.tier)) +
@@ -196,8 +200,12 @@ NB_MODULE(_core, m) {
              const std::vector<std::string>& transports, const std::string& ucx_devices,
              const std::string& ucx_tls, const std::string& client_name, uint64_t staging_bytes,
              uint64_t max_bytes_in_flight, const std::string& codec, const std::string& tls_ca_file,
-             const std::string& tls_cert_file, const std::string& tls_key_file) {
+             const std::string& tls_cert_file, const std::string& tls_key_file, uint64_t artifact) {
             Client::Options options;
+            if (artifact != 0) {
+              options.artifact = FindArtifact(artifact);
+              if (options.artifact == nullptr) throw nb::value_error("no artifact of that id is loaded: tiercel.codec.load_artifact");
+            }
             options.endpoints = endpoints;
             options.view_file = view_file;
             options.name_space = name_space;
@@ -222,7 +230,7 @@ NB_MODULE(_core, m) {
           nb::arg("ucx_devices") = "", nb::arg("ucx_tls") = "tcp", nb::arg("client_name") = "",
           nb::arg("staging_bytes") = uint64_t{128} << 20,
           nb::arg("max_bytes_in_flight") = uint64_t{512} << 20, nb::arg("codec") = "auto",
-          nb::arg("tls_ca_file") = "", nb::arg("tls_cert_file") = "", nb::arg("tls_key_file") = "")
+          nb::arg("tls_ca_file") = "", nb::arg("tls_cert_file") = "", nb::arg("tls_key_file") = "", nb::arg("artifact") = uint64_t{0})
       .def("close", &CoreClient::Close)
       .def_prop_ro("closed", &CoreClient::closed)
       .def(
@@ -255,6 +263,11 @@ NB_MODULE(_core, m) {
       .def("event_fd", &CoreClient::event_fd)
       .def("register_memory", &CoreClient::Register, nb::arg("address"), nb::arg("nbytes"))
       .def("unregister_memory", &CoreClient::Unregister, nb::arg("address"), nb::arg("nbytes"))
+      .def("store_artifact", &CoreClient::StoreArtifact, nb::arg("artifact"), nb::arg("name_space"), nb::arg("deadline_s"))
+      .def("fetch_artifact", &CoreClient::FetchArtifact, nb::arg("id"), nb::arg("name_space"), nb::arg("deadline_s"))
+      .def("explain_codecs", &CoreClient::ExplainCodecs, nb::arg("scope"), nb::arg("layout"), nb::arg("worst"),
+           nb::arg("blocks"),
+           nb::sig("def explain_codecs(self, scope: bytes, layout: KvLayout, worst: str, blocks: int) -> list[dict[str, object]]"))
       .def("stats", &CoreClient::Stats, nb::sig("def stats(self) -> dict[str, object]"))
       .def("nodes", &CoreClient::Nodes, nb::sig("def nodes(self) -> list[dict[str, object]]"))
       .def("view", &CoreClient::View)

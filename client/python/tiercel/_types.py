@@ -36,6 +36,7 @@ class Stats(TypedDict, total=False):
     record_bytes_got: int
     corrupt: int
     late_releases: int
+    puts_by_codec: dict[str, int]
 
 
 class BytesOptions(TypedDict, total=False):
@@ -48,9 +49,11 @@ class BytesOptions(TypedDict, total=False):
 
 
 class BlockOptions(BytesOptions, total=False):
-    """Of puts and gets of blocks; layers, touch and preference are for gets."""
+    """Of puts and gets of blocks; layers, touch and preference are for gets, put_class and codec for puts."""
 
-    prefer_small: bool
+    prefer_small: bool | None  # Where exact and lossy are both good enough; None: what is here sooner.
     no_touch: bool
     layer_begin: int
     layer_end: int
+    put_class: str  # What is stored: exact, or as lossy as this.
+    codec: str  # auto: the controller picks.

@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from . import _core, keys
-from ._core import BlockResult, Chain, ClosedError, Completion, KvLayout, PagedKv
+from ._core import BlockResult, Chain, ClosedError, CodecArtifact, Completion, KvLayout, PagedKv
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from typing_extensions import Self, Unpack
@@ -49,12 +49,14 @@ class Client:
         ucx_devices: str = "",
         view_file: str | os.PathLike[str] | None = None,
         deadline_s: float = 2.0,
+        artifact: CodecArtifact | None = None,
         **options: Any,
     ) -> None:
         """Without an endpoint: TIERCEL_ENDPOINT, or 127.0.0.1:7400.
 
-        Further options: ucx_tls, client_name, staging_bytes, max_bytes_in_flight, codec,
-        tls_ca_file, tls_cert_file, tls_key_file.
+        artifact: the model's (tiercel.codec.load_artifact), for puts of EC-K and EC-X. Further options:
+        ucx_tls, client_name, staging_bytes, max_bytes_in_flight, codec, tls_ca_file, tls_cert_file,
+        tls_key_file.
         """
         if endpoint is None:
             endpoint = os.environ.get("TIERCEL_ENDPOINT", "127.0.0.1:7400")
@@ -65,6 +67,7 @@ class Client:
             name_space=name_space,
             transports=list(transports or ()),
             ucx_devices=ucx_devices,
+            artifact=artifact.id if artifact is not None else 0,
             **options,
         )
         self.name_space = name_space
@@ -119,10 +122,11 @@ class Client:
 
         k_ptrs and v_ptrs: C-contiguous int64 [n, layers] in host memory, read where they are. Each
         address is one layer's K (or V) of one block, dense in the layout's order. Options:
-        deadline_s, min_class, prefer_small, no_touch, layer_begin, layer_end.
+        deadline_s, min_class, prefer_small, no_touch, layer_begin, layer_end. A record that needs an
+        artifact which this process does not have gets it from the cache, and is asked for once more.
         """
         opts = self._fill(options)
-        return self._core.get_blocks(chain, first, n, layout, k_ptrs, v_ptrs, **opts).blocks
+        return self._with_artifacts(lambda: self._core.get_blocks(chain, first, n, layout, k_ptrs, v_ptrs, **opts).blocks)
 
     def put_blocks(
         self,
@@ -134,7 +138,7 @@ class Client:
         v_ptrs: Addresses | None = None,
         **options: Unpack[BlockOptions],
     ) -> list[BlockResult]:
-        """Stores blocks from planes at these addresses. Options: deadline_s, durable, reuse."""
+        """Stores blocks from planes at these addresses. Options: deadline_s, durable, reuse, put_class, codec."""
         opts = self._fill(options)
         return self._core.put_blocks(chain, first, n, layout, k_ptrs, v_ptrs, **opts).blocks
 
@@ -149,7 +153,7 @@ class Client:
     ) -> list[BlockResult]:
         """As get_blocks, into a paged cache; page_table: [n, pages a block], int32 or int64."""
         opts = self._fill(options)
-        return self._core.get_pages(chain, first, layout, paged, page_table, **opts).blocks
+        return self._with_artifacts(lambda: self._core.get_pages(chain, first, layout, paged, page_table, **opts).blocks)
 
     def put_pages(
         self,
@@ -377,6 +381,24 @@ class Client:
     def cancel(self, ticket: int) -> None:
         self._core.cancel(ticket)
 
+    # Codecs
+
+    def store_artifact(self, artifact: CodecArtifact, deadline_s: float | None = None) -> None:
+        """Puts a model's artifact into the cache, where readers of its records find it by its id."""
+        self._core.store_artifact(artifact, self.name_space, self._deadline(deadline_s))
+
+    def load_artifact(self, id: int, deadline_s: float | None = None) -> CodecArtifact:
+        """The artifact of that id: this process's, else the cache's, verified and in use from then on. KeyError:
+        it is in neither."""
+        return self._core.fetch_artifact(id, self.name_space, self._deadline(deadline_s))
+
+    def explain_codecs(
+        self, scope: bytes, layout: KvLayout, worst: str = "exact", blocks: int = 1
+    ) -> list[dict[str, object]]:
+        """What each codec would cost a block of this scope put now, cheapest first; measured says by how many
+        blocks that is known (0: by a table)."""
+        return self._core.explain_codecs(scope, layout, worst, blocks)
+
     # Around
 
     def register_memory(self, address: int, nbytes: int) -> None:
@@ -417,6 +439,18 @@ class Client:
         if len({max(1, -(-int(size) // _PIECE_BYTES)) for size in sizes}) > 1:
             raise ValueError("the values of one batch have different numbers of pieces of 16 MiB")
         return [self.key_chain(n, scope, int(size)) for n, size in zip(names, sizes)]
+
+    def _with_artifacts(self, get: Callable[[], list[BlockResult]]) -> list[BlockResult]:
+        results = get()
+        wanted = {r.artifact for r in results if r.status == "NEEDS_ARTIFACT"}
+        if not wanted:
+            return results
+        try:
+            for artifact in wanted:
+                self.load_artifact(artifact)
+        except (KeyError, RuntimeError):
+            return results  # It is as if the blocks were not there.
+        return get()
 
     def _deadline(self, deadline_s: float | None) -> float:
         return self.deadline_s if deadline_s is None else deadline_s

@@ -13,6 +13,7 @@ class Status(str, Enum):
     CORRUPT = "CORRUPT"  # It was there and failed its checksum.
     TIMEOUT = "TIMEOUT"
     NO_SPACE = "NO_SPACE"  # Put: no room. Get: the buffer is smaller than the value.
+    NEEDS_ARTIFACT = "NEEDS_ARTIFACT"  # Get: BlockResult.artifact names it; Client.load_artifact.
     UNAVAILABLE = "UNAVAILABLE"  # The node is down or its breaker is open.
 
     def __str__(self) -> str:
