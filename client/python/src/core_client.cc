@@ -73,6 +73,9 @@ const char* StatusName(const BlockResult& result) {
       return "CORRUPT";
     case Code::kFailedPrecondition:
       return "NEEDS_ARTIFACT";
+    case Code::kPermissionDenied:
+    case Code::kInvalidArgument:
+      return "REFUSED";
     default:
       return "UNAVAILABLE";
   }

@@ -14,6 +14,7 @@ class Status(str, Enum):
     TIMEOUT = "TIMEOUT"
     NO_SPACE = "NO_SPACE"  # Put: no room. Get: the buffer is smaller than the value.
     NEEDS_ARTIFACT = "NEEDS_ARTIFACT"  # Get: BlockResult.artifact names it; Client.load_artifact.
+    REFUSED = "REFUSED"  # Put: not in this name space, or not by that codec.
     UNAVAILABLE = "UNAVAILABLE"  # The node is down or its breaker is open.
 
     def __str__(self) -> str:
