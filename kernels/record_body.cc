@@ -343,7 +343,7 @@ Status DecodeSegment(const RecordView& record, const SegmentInfo& segment, uint3
     return CopySegment(record, segment, encoded, sink_index, sink_shape, sink);
   }
   const uint64_t step = codec->step_bytes(shape);
-  const uint64_t scratch_bytes = codec->scratch_bytes(shape);
+  const uint64_t scratch_bytes = Align(codec->scratch_bytes(shape));  // Values lie behind it.
   const MutableByteSpan whole = sink.Whole(sink_index, sink_shape);
   const bool scattered = whole.data() == nullptr && shape.raw_bytes != 0;
   const MutableByteSpan scratch = Scratch(scratch_bytes + (scattered ? step : 0));
@@ -445,7 +445,7 @@ uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass 
     EncodedSegment encoded;
     std::optional<EncodedSegment> smaller;
     if (codec.id() != CodecId::kRaw && codec.Supports(shape)) {
-      const uint64_t scratch_bytes = codec.scratch_bytes(shape);
+      const uint64_t scratch_bytes = Align(codec.scratch_bytes(shape));  // Values lie behind it.
       ByteSpan raw = source.Whole(i, shape);
       const bool gathered = raw.data() == nullptr;
       const MutableByteSpan scratch = Scratch(scratch_bytes + (gathered ? shape.raw_bytes : 0));
