@@ -21,8 +21,7 @@ class OnStream {
   }
   Status Done() const {
     if (error_ == cudaSuccess) return OkStatus();
-    const bool none = error_ == cudaErrorNoDevice || error_ == cudaErrorInsufficientDriver || error_ == cudaErrorNoKernelImageForDevice;
-    return Fail(none ? Code::kUnavailable : Code::kInternal, std::string("batch: ") + cudaGetErrorString(error_));
+    return Fail(GpuHere() ? Code::kInternal : Code::kUnavailable, std::string("batch: ") + cudaGetErrorString(error_));
   }
 
  private:
@@ -31,6 +30,13 @@ class OnStream {
 };
 
 }  // namespace
+
+bool GpuHere() {
+  cudaFuncAttributes attributes;
+  const bool here = cudaFuncGetAttributes(&attributes, EncodeBegin) == cudaSuccess;
+  cudaGetLastError();  // The question leaves no error behind.
+  return here;
+}
 
 Status EncodeBatch(const BatchPlan& plan, const BatchBlocks& blocks, void* stream) {
   TIERCEL_ASSIGN(const BatchArgs args, ArgsOf(plan, blocks, false));

@@ -17,9 +17,8 @@
 // Ownership: all memory is the caller's and stays until the stream has come past the launches. Scratch
 // belongs to one batch at a time, on one stream.
 //
-// Threads: any. Errors: Status is for the call alone: kUnavailable (built without CUDA, or no GPU that the
-// driver likes), kInvalidArgument (an address is null, scratch too small, too many blocks), kInternal (a
-// launch failed). What becomes of each block stands in its BlockResult, in device memory.
+// Threads: any. Errors: Status is for the call alone: kUnavailable (no GPU here: see GpuHere),
+// kInvalidArgument (an address is null, scratch too small, too many blocks), kInternal (a launch failed). What becomes of each block stands in its BlockResult, in device memory.
 //
 // Codecs: RAW, LLF, LLE, F8, I8 and I4H. Records with others decode on the CPU (kernels/record.h).
 #ifndef TIERCEL_KERNELS_CUDA_BATCH_H_
@@ -39,6 +38,9 @@
 namespace tiercel::gpu {
 
 std::string_view Name(BlockCode code);
+
+// Whether batches can be launched: this build has CUDA, and the calling thread's current GPU runs its kernels.
+bool GpuHere();
 
 // What all batches of a cache, a layout and a codec have in common.
 struct BatchPlan {

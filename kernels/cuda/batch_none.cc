@@ -3,10 +3,16 @@
 
 namespace tiercel::gpu {
 namespace {
-Status None() { return Fail(Code::kUnavailable, "batch: this build has no CUDA; records are coded on the CPU (kernels/record.h)"); }
+
+Status None(const BatchPlan& plan, const BatchBlocks& blocks, bool decoding) {
+  TIERCEL_TRY(ArgsOf(plan, blocks, decoding));
+  return Fail(Code::kUnavailable, "batch: this build has no CUDA; records are coded on the CPU (kernels/record.h)");
+}
+
 }  // namespace
 
-Status EncodeBatch(const BatchPlan&, const BatchBlocks&, void*) { return None(); }
-Status DecodeBatch(const BatchPlan&, const BatchBlocks&, void*) { return None(); }
+bool GpuHere() { return false; }
+Status EncodeBatch(const BatchPlan& plan, const BatchBlocks& blocks, void*) { return None(plan, blocks, false); }
+Status DecodeBatch(const BatchPlan& plan, const BatchBlocks& blocks, void*) { return None(plan, blocks, true); }
 
 }  // namespace tiercel::gpu

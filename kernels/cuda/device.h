@@ -11,7 +11,7 @@
 
 #if defined(__CUDACC__)
 
-#define TIERCEL_KERNEL __global__
+#define TIERCEL_KERNEL static __global__  // No other file's: tests link the CPU's as well.
 #define TIERCEL_DEVICE __device__ __forceinline__
 #define TIERCEL_TABLE static __device__ const  // A constant array that threads look things up in.
 
