@@ -116,12 +116,13 @@ TIERCEL_VPCLMUL inline __m128i Fold128(__m128i lane, __m128i next) {
 
 enum class CopyMode { kNone, kPlain, kStream };
 
+// out is null where nothing is copied.
 template <CopyMode kMode>
-TIERCEL_VPCLMUL inline __m512i LoadAndCopy(const std::byte* data, std::byte* out) {
-  const __m512i value = _mm512_loadu_si512(data);
-  if constexpr (kMode == CopyMode::kPlain) _mm512_storeu_si512(out, value);
+TIERCEL_VPCLMUL inline __m512i LoadAndCopy(const std::byte* data, std::byte* out, size_t at) {
+  const __m512i value = _mm512_loadu_si512(data + at);
+  if constexpr (kMode == CopyMode::kPlain) _mm512_storeu_si512(out + at, value);
   if constexpr (kMode == CopyMode::kStream) {
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(out), value);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + at), value);
   }
   return value;
 }
@@ -133,23 +134,22 @@ TIERCEL_VPCLMUL size_t FoldVpclmul(std::byte* out, const std::byte* data, size_t
   // A cold source is asked for this far ahead: the hardware prefetcher stops at each page.
   constexpr size_t kAhead = kMode == CopyMode::kNone ? 1024 : 2048;
   const __m512i k = FoldConstants<2048>();
-  __m512i a = _mm512_xor_si512(LoadAndCopy<kMode>(data, out),
+  __m512i a = _mm512_xor_si512(LoadAndCopy<kMode>(data, out, 0),
                                _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(crc))));
-  __m512i b = LoadAndCopy<kMode>(data + 64, out + 64);
-  __m512i c = LoadAndCopy<kMode>(data + 128, out + 128);
-  __m512i d = LoadAndCopy<kMode>(data + 192, out + 192);
+  __m512i b = LoadAndCopy<kMode>(data, out, 64);
+  __m512i c = LoadAndCopy<kMode>(data, out, 128);
+  __m512i d = LoadAndCopy<kMode>(data, out, 192);
   size_t done = 256;
   for (; done + 256 <= size; done += 256) {
     const std::byte* from = data + done;
-    std::byte* to = out + done;
     _mm_prefetch(reinterpret_cast<const char*>(from + kAhead), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(from + kAhead + 64), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(from + kAhead + 128), _MM_HINT_T0);
     _mm_prefetch(reinterpret_cast<const char*>(from + kAhead + 192), _MM_HINT_T0);
-    a = Fold(a, k, LoadAndCopy<kMode>(from, to));
-    b = Fold(b, k, LoadAndCopy<kMode>(from + 64, to + 64));
-    c = Fold(c, k, LoadAndCopy<kMode>(from + 128, to + 128));
-    d = Fold(d, k, LoadAndCopy<kMode>(from + 192, to + 192));
+    a = Fold(a, k, LoadAndCopy<kMode>(data, out, done));
+    b = Fold(b, k, LoadAndCopy<kMode>(data, out, done + 64));
+    c = Fold(c, k, LoadAndCopy<kMode>(data, out, done + 128));
+    d = Fold(d, k, LoadAndCopy<kMode>(data, out, done + 192));
   }
   const __m512i k512 = FoldConstants<512>();
   a = Fold(Fold(Fold(a, k512, b), k512, c), k512, d);

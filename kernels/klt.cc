@@ -285,7 +285,7 @@ class KltCodec final : public Codec {
     rans::Decoder decoder(rans::TableSet::kQuantized, work.columns, work.tokens, work.coder);
     const ByteSpan block = encoded.subspan(kHeader + class_bytes + exact_bytes);
     if (const char* wrong = decoder.Start({work.classes, work.columns}, block)) return bad(wrong);
-    if (decoder.streams() != 1u << log_streams) return bad(fmt::format("log2 of the streams is {}", log_streams));
+    if (log_streams > 3 || decoder.streams() != 1u << log_streams) return bad(fmt::format("log2 of the streams is {}", log_streams));
     for (uint32_t c = 0; c < work.columns; ++c) {
       if (const char* wrong = decoder.Column(work.q + c * work.stride)) return bad(wrong);
       // What stands behind the tokens is anything; a sum that nobody reads must not overflow.

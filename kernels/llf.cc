@@ -179,6 +179,10 @@ class LlfCodecImpl final : public Codec {
         count > at.values - first || (count % kGroup != 0 && first + count != at.values)) {
       return Fail(Code::kInvalidArgument, fmt::format("LLF segment: no step {}+{}", begin, out.size()));
     }
+    // Once a segment: whoever decodes it in steps begins at 0.
+    if (begin == 0 && !InOrder(encoded.subspan(at.escapes_at), n_escapes, at.values)) {
+      return bad("its escapes are out of order or behind its values");
+    }
     const GroupFns fns = Fns(at.fp16);
     const auto planes = [&](uint64_t group) {
       return PlanesIn{encoded.data() + at.low_at + group * kLowBytes,
@@ -196,6 +200,16 @@ class LlfCodecImpl final : public Codec {
   }
 
  private:
+  static bool InOrder(ByteSpan escapes, uint32_t n, uint64_t values) {
+    uint64_t least = 0;
+    for (uint32_t i = 0; i < n; ++i) {
+      const uint32_t position = EscapePosition(LoadLe<uint32_t>(escapes.data() + size_t{4} * i));
+      if (position < least || position >= values) return false;
+      least = uint64_t{position} + 1;
+    }
+    return true;
+  }
+
   static Status ApplyEscapes(ByteSpan escapes, uint32_t n, bool fp16, uint64_t first,
                              uint64_t count, MutableByteSpan out) {
     const auto position = [&](uint32_t i) {

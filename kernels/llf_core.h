@@ -47,7 +47,7 @@ constexpr uint16_t Bf16Join(uint8_t low, uint32_t exponent) {
 constexpr uint8_t Fp16Low(uint16_t value) { return static_cast<uint8_t>(value & 0xffu); }
 constexpr uint16_t Fp16Join(uint8_t low, uint32_t exponent, uint32_t sign, uint32_t m9,
                             uint32_t m8) {
-  return static_cast<uint16_t>((sign << 15) | (exponent << 10) | (m9 << 9) | (m8 << 8) | low);
+  return static_cast<uint16_t>((sign << 15) | ((exponent & 31) << 10) | (m9 << 9) | (m8 << 8) | low);
 }
 
 constexpr uint32_t Escape(uint32_t position, uint32_t exponent) {

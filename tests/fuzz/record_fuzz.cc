@@ -5,10 +5,12 @@
 
 #include "kernels/record.h"
 #include "kernels/record_head.h"
+#include "tests/fuzz/segment_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tiercel;  // NOLINT
   if (size == 0) return 0;
+  (void)FuzzArtifact();  // Known to this process: records may name it.
   std::vector<std::byte> bytes(size - 1);
   if (size > 1) std::memcpy(bytes.data(), data + 1, size - 1);
   if ((data[0] & 1) != 0 && bytes.size() >= kRecordHeaderBytes) {

@@ -181,6 +181,45 @@ TEST(LlfTest, NeverLeavesItsSpansWhateverTheBytesSay) {
   (void)LlfCodec().Decode(shape, 0, bytes, 0, out, {});
 }
 
+TEST(LlfTest, RefusesEscapesOutOfOrderOrBehindTheValues) {
+  const SegmentShape shape = Shape(Dtype::kBf16, 2 * 640);
+  std::vector<std::byte> raw(shape.raw_bytes);
+  for (size_t i = 0; i < 640; ++i) StoreLe<uint16_t>(raw.data() + 2 * i, i % 200 == 7 ? 0x7f00 : 0x3f80);
+  auto coded = EncodeLlf(shape, raw);
+  ASSERT_TRUE(coded);
+  EXPECT_TRUE(DecodeLlf(shape, *coded) == raw);
+  std::byte* const list = coded->bytes.data() + coded->bytes.size() - 16;  // Of 4.
+  std::vector<std::byte> out(shape.raw_bytes);
+  const auto refused = [&] {
+    return !LlfCodec().Decode(shape, 0, coded->bytes, 0, out, {}) &&
+           !LlfCodec().Decode(shape, 0, coded->bytes, 0, MutableByteSpan(out).first(128), {});
+  };
+  const auto first = LoadLe<uint32_t>(list);
+  const auto second = LoadLe<uint32_t>(list + 4);
+  StoreLe(list, second);
+  EXPECT_TRUE(refused()) << "one position twice";
+  StoreLe(list + 4, first);
+  EXPECT_TRUE(refused()) << "two swapped";
+  StoreLe(list, first);
+  StoreLe(list + 4, second);
+  StoreLe(list + 12, 640u | 0x90u << 24);
+  EXPECT_TRUE(refused()) << "behind the values";
+}
+
+TEST(LlfTest, ACodebookOfNoExponentOfFp16IsTheSameOnEveryIsa) {
+  const SegmentShape shape = Shape(Dtype::kFp16, 2 * 6400);
+  auto coded = EncodeLlf(shape, KvLikeBytes(Dtype::kFp16, shape.raw_bytes, 3));
+  ASSERT_TRUE(coded);
+  for (size_t i = 16; i < 32; ++i) coded->bytes[i] = static_cast<std::byte>(0xf0 + i);
+  const ForcedIsa scalar(KernelIsa::kScalar);
+  const auto expected = DecodeLlf(shape, *coded);
+  for (const KernelIsa isa : kAllIsas) {
+    const ForcedIsa forced(isa);
+    if (!forced.usable()) continue;
+    EXPECT_TRUE(DecodeLlf(shape, *coded) == expected) << Name(isa);
+  }
+}
+
 TEST(CodecTest, AutoMeansLlfForSixteenBitFloatsAndRawForTheRest) {
   EXPECT_EQ(ResolveCodec(CodecId::kAuto, Dtype::kBf16), CodecId::kLlf);
   EXPECT_EQ(ResolveCodec(CodecId::kAuto, Dtype::kFp16), CodecId::kLlf);

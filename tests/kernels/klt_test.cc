@@ -196,6 +196,23 @@ TEST(KltTest, MalformedSegmentsAreNamedAndNeverCrash) {
   }
 }
 
+TEST(KltTest, ACountOfStreamsThatNoneHasIsRefused) {
+  SplitMix64 random(5);
+  const Case given = MakeCase(random, Shape(2, 32, 32, 32), CodecId::kEcK, Dtype::kBf16);
+  Coded coded = Code1(given);
+  ASSERT_FALSE(coded.raw);
+  const Codec& codec = *FindCodec(given.codec);
+  std::vector<std::byte> scratch(codec.scratch_bytes(given.shape));
+  std::vector<std::byte> out(given.shape.raw_bytes);
+  CodecContext context = given.context;
+  context.scratch = scratch;
+  const auto log_streams = std::to_integer<uint8_t>(coded.bytes[2]);
+  for (int log = 0; log < 256; ++log) {
+    coded.bytes[2] = static_cast<std::byte>(log);
+    EXPECT_EQ(codec.Decode(given.shape, 0, coded.bytes, 0, out, context).has_value(), log == log_streams) << log;
+  }
+}
+
 TEST(KltTest, WithoutItsArtifactNothingIsCodedOrDecoded) {
   SplitMix64 random(5);
   Case given = MakeCase(random, Shape(2, 32, 32, 32), CodecId::kEcX, Dtype::kBf16);
