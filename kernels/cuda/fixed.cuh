@@ -34,13 +34,16 @@ TIERCEL_DEVICE uint32_t HalfAt(const Segment& s, Coordinates at) { return *reint
 TIERCEL_DEVICE void Fail(Segment& s) { AtomicOr(&s.failed, 1); }
 constexpr uint32_t UpTo64(uint32_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Calls of each word of the plane give its four values' halves; the words' digest is added.
+// half(index, coordinates) gives a value's bits, for each word of the plane four times; the words' digest is added.
 template <class Half>
 TIERCEL_DEVICE void ForWords(Segment& s, bool store, Half half) {
   uint64_t share = 0;
   for (uint32_t word = ThreadOfGrid(); word < s.words(); word += ThreadsOfGrid()) {
     uint64_t bytes = 0;
-    for (uint32_t i = 0; i < 4 && 4 * word + i < s.values; ++i) bytes |= static_cast<uint64_t>(half(4 * word + i)) << (16 * i);
+    Coordinates at = CoordinatesOf(s, 4 * word);
+    for (uint32_t i = 0; i < 4 && 4 * word + i < s.values; ++i, Advance(s, &at)) {
+      bytes |= static_cast<uint64_t>(half(4 * word + i, at)) << (16 * i);
+    }
     if (store) StoreWord(s, word, bytes);
     share += DigestTerm(bytes, word);
   }
@@ -63,8 +66,8 @@ struct I8Plan {
   TIERCEL_DEVICE uint32_t Begin(const Segment& s, uint32_t group) const { return group * s.tokens / groups; }
   TIERCEL_DEVICE uint32_t BoundOf(const Segment& s, Coordinates at) const {
     if (!by_channel) return s.order == 0 ? at.token * s.heads + at.head : at.head * s.tokens + at.token;
-    uint32_t group = at.token * groups / s.tokens;
-    while (Begin(s, group + 1) <= at.token) ++group;
+    uint32_t group = groups == 1 ? 0 : at.token * groups / s.tokens;
+    while (groups != 1 && Begin(s, group + 1) <= at.token) ++group;
     if (s.order == kHeadDimToken) return (at.head * s.dim + at.dim) * groups + group;
     return (s.order == kHeadTokenDim ? at.head * groups + group : group * s.heads + at.head) * s.dim + at.dim;
   }
@@ -154,8 +157,8 @@ TIERCEL_DEVICE void I8Values(Segment& s, const I8Plan& plan, bool store) {
   const uint8_t* const low = s.encoded;
   const uint8_t* const high = s.encoded + 2 * plan.bounds;
   const uint8_t* const codes = s.encoded + plan.codes_at;
-  ForWords(s, store, [&](uint32_t index) {
-    const uint32_t bound = plan.BoundOf(s, CoordinatesOf(s, index));
+  ForWords(s, store, [&](uint32_t index, Coordinates at) {
+    const uint32_t bound = plan.BoundOf(s, at);
     const float bottom = ToFloat(s, LoadU16(low + 2 * bound));
     const float top = ToFloat(s, LoadU16(high + 2 * bound));
     if (!(fixed::Magnitude(bottom) < fixed::kParamLimit) || !(fixed::Magnitude(top) < fixed::kParamLimit)) {
@@ -218,8 +221,7 @@ TIERCEL_KERNEL void F8Encode(Segment* segments) {
     s.bytes = F8Bytes(s);
     s.params = kFixedVersion;
   }
-  ForWords(s, false, [&](uint32_t index) {
-    const Coordinates at = CoordinatesOf(s, index);
+  ForWords(s, false, [&](uint32_t index, Coordinates at) {
     const float largest = ToFloat(s, F8Heads(s)[at.head]);
     const uint8_t stored = largest < fixed::kF8Limit ? fixed::F8StoredK(largest) : uint8_t{0};
     uint8_t code = 0;
@@ -233,8 +235,8 @@ TIERCEL_KERNEL void F8Decode(Segment* segments) {
   if (s.codec != kF8Codec) return;
   if (s.params != kFixedVersion || s.bytes != F8Bytes(s)) return Fail(s);
   const uint32_t codes_at = UpTo64(s.heads);
-  ForWords(s, true, [&](uint32_t index) {
-    const uint8_t stored = s.encoded[CoordinatesOf(s, index).head];
+  ForWords(s, true, [&](uint32_t index, Coordinates at) {
+    const uint8_t stored = s.encoded[at.head];
     const int k = static_cast<int>(stored) - fixed::kF8Bias;
     if (stored != 0 && (k < fixed::kF8MinK || k > fixed::kF8MaxK)) {
       Fail(s);
@@ -349,7 +351,7 @@ TIERCEL_KERNEL void I4hShown(Segment* segments) {
   Segment& s = segments[BlockY()];
   if (s.codec != kI4hCodec || s.bytes == 0 || s.failed != 0) return;
   const auto* const shown = reinterpret_cast<const uint16_t*>(s.scratch);
-  ForWords(s, false, [&](uint32_t index) { return static_cast<uint32_t>(shown[index]); });
+  ForWords(s, false, [&](uint32_t index, Coordinates) { return static_cast<uint32_t>(shown[index]); });
 }
 TIERCEL_KERNEL void I4hDecode(Segment* segments) {
   Segment& s = segments[BlockY()];

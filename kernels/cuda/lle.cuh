@@ -101,8 +101,9 @@ TIERCEL_DEVICE void LleColumnsAs(const Segment& s) {
   for (uint32_t c = ThreadOfGrid(); c < s.columns(); c += ThreadsOfGrid()) {
     const uint8_t* const at = ColumnAt(s, c);
     lle::Exponents found{0, 0, F::kMaxExponent, 0};
+    TokenWalk first_time(s);
     for (uint32_t t = 0; t < n; ++t) {
-      const uint32_t e = F::Exponent(*reinterpret_cast<const T*>(at + TokenOffset(s, t)));
+      const uint32_t e = F::Exponent(*reinterpret_cast<const T*>(at + first_time.Next()));
       found.sum += e;
       found.nonzero += e != 0 ? 1 : 0;
       found.least = e < found.least ? e : found.least;
@@ -119,8 +120,9 @@ TIERCEL_DEVICE void LleColumnsAs(const Segment& s) {
     for (uint32_t b = 0; b < F::kBytePlanes; ++b) bytes[b] = ByteRun(planes + b * n);
     for (uint32_t b = 0; b < F::kBitPlanes; ++b) bits[b] = ByteRun(planes + F::kBytePlanes * n + b * ((n + 7) / 8));
     uint32_t any = 0, escapes = 0, fars = 0;
+    TokenWalk walk(s);
     for (uint32_t t = 0; t < n; ++t) {
-      const T value = *reinterpret_cast<const T*>(at + TokenOffset(s, t));
+      const T value = *reinterpret_cast<const T*>(at + walk.Next());
       const int32_t v = static_cast<int32_t>(F::Exponent(value)) - base;
       const uint32_t rest = F::Rest(value);
       const uint32_t symbol = rans::SymbolOf(v);
@@ -433,6 +435,7 @@ TIERCEL_DEVICE void LleJoinAs(const Segment& s) {
     uint8_t* const to = ColumnAt(s, c);
     uint32_t escape_at = m.escapes[c];
     uint32_t far_at = m.fars[c];
+    TokenWalk walk(s);
     for (uint32_t t = 0; t < n; ++t) {
       int32_t v = 0;
       if (!zeros) {
@@ -451,7 +454,7 @@ TIERCEL_DEVICE void LleJoinAs(const Segment& s) {
       for (uint32_t b = 0; b < F::kBitPlanes; ++b) {
         rest |= (plane_byte(planes_at + F::kBytePlanes * n + b * ((n + 7) / 8) + t / 8) >> (t % 8) & 1) << (8 * F::kBytePlanes + b);
       }
-      *reinterpret_cast<T*>(to + TokenOffset(s, t)) = F::Join(static_cast<uint32_t>(v + base), rest);
+      *reinterpret_cast<T*>(to + walk.Next()) = F::Join(static_cast<uint32_t>(v + base), rest);
     }
   }
 }

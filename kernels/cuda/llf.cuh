@@ -5,7 +5,7 @@
 //   LlfPlanes    grid (any, segments): planes, digest, and how many escapes each group has
 //   LlfPlace     grid (1, segments), one warp: where each group's escapes go; the header
 //   LlfEscapes   grid (any, segments): the escapes
-//   LlfDecode    grid (any, segments): a warp takes groups of 64 values in turn; digest
+//   LlfDecode    grid (any, segments): a warp takes two groups of 64 values at a time; digest
 //
 // Blocks are whole warps. Errors: a malformed segment sets `failed`; what it decodes to is then not
 // specified.
@@ -33,14 +33,6 @@ struct LlfPlan {
 
 TIERCEL_DEVICE uint32_t* LlfGroups(const Segment& job) { return reinterpret_cast<uint32_t*>(job.scratch); }
 
-// The digest's share of 32 values, a value a lane; only each fourth lane's is not zero.
-TIERCEL_DEVICE uint64_t DigestOf(uint32_t value, uint64_t first_word) {
-  const uint32_t lane = Lane();
-  uint64_t word = 0;
-  for (uint32_t i = 0; i < 4; ++i) word |= static_cast<uint64_t>(Shuffle(value, (lane & ~3u) + i)) << (16 * i);
-  return lane % 4 == 0 ? DigestTerm(word, first_word + lane / 4) : 0;
-}
-
 template <bool kFp16>
 TIERCEL_DEVICE uint32_t LlfExponent(uint16_t value) {
   return kFp16 ? llf::Fp16Exponent(value) : llf::Bf16Exponent(value);
@@ -59,50 +51,62 @@ TIERCEL_DEVICE void LlfDecodeAs(Segment& job) {
   const uint8_t* list = job.encoded + plan.escapes_at;
   const uint32_t lane = Lane();
   uint64_t digest = 0;
-  for (uint64_t group = WarpOfGrid(); group < plan.groups; group += WarpsOfGrid()) {
-    const uint32_t code = job.encoded[plan.codes_at + group * llf::kCodeBytes + lane];
-    const uint8_t* low = job.encoded + plan.low_at + group * llf::kLowBytes;
-    const uint8_t* bits = job.encoded + plan.bits_at + group * llf::kBitBytes;
-    uint32_t value[2];
-    bool escaped = false;
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint32_t mine = half == 0 ? code & 15 : code >> 4;
-      escaped = escaped || mine == llf::kCodeEscape;
-      if (kFp16) {
-        uint32_t bit[3];
-        for (uint32_t p = 0; p < 3; ++p) bit[p] = LoadU32(bits + 8 * p + 4 * half) >> lane & 1u;
-        value[half] = llf::Fp16Join(low[half * 32 + lane], codebook[mine], bit[0], bit[1], bit[2]);
-      } else {
-        value[half] = llf::Bf16Join(low[half * 32 + lane], codebook[mine]);
-      }
-    }
-    if (Ballot(escaped) != 0) {
-      uint32_t at = 0;
-      for (uint32_t high = escapes; at < high;) {
-        const uint32_t middle = at + (high - at) / 2;
-        if (llf::EscapePosition(LoadU32(list + uint64_t{4} * middle)) < group * llf::kGroup) {
-          at = middle + 1;
+  for (uint64_t first = 2 * WarpOfGrid(); first < plan.groups; first += 2 * WarpsOfGrid()) {
+    uint32_t pair[2] = {0, 0};  // Of each group, the lane's value of the first half and, above it, of the second.
+    for (uint32_t which = 0; which < 2 && first + which < plan.groups; ++which) {
+      const uint64_t group = first + which;
+      const uint32_t code = job.encoded[plan.codes_at + group * llf::kCodeBytes + lane];
+      const uint8_t* low = job.encoded + plan.low_at + group * llf::kLowBytes;
+      const uint8_t* bits = job.encoded + plan.bits_at + group * llf::kBitBytes;
+      uint32_t value[2];
+      bool escaped = false;
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t mine = half == 0 ? code & 15 : code >> 4;
+        escaped = escaped || mine == llf::kCodeEscape;
+        if (kFp16) {
+          uint32_t bit[3];
+          for (uint32_t p = 0; p < 3; ++p) bit[p] = LoadU32(bits + 8 * p + 4 * half) >> lane & 1u;
+          value[half] = llf::Fp16Join(low[half * 32 + lane], codebook[mine], bit[0], bit[1], bit[2]);
         } else {
-          high = middle;
+          value[half] = llf::Bf16Join(low[half * 32 + lane], codebook[mine]);
         }
       }
-      for (; at < escapes; ++at) {
-        const uint32_t escape = LoadU32(list + uint64_t{4} * at);
-        const uint64_t index = llf::EscapePosition(escape) - group * llf::kGroup;
-        if (index >= llf::kGroup) break;
-        if (index % 32 != lane) continue;
-        const uint32_t exponent = llf::EscapeExponent(escape);
-        value[index / 32] = kFp16 ? (value[index / 32] & ~0x7c00u) | (exponent & 31) << 10
-                                  : (value[index / 32] & ~0x7f80u) | exponent << 7;
+      if (Ballot(escaped) != 0) {
+        uint32_t at = 0;
+        for (uint32_t high = escapes; at < high;) {
+          const uint32_t middle = at + (high - at) / 2;
+          if (llf::EscapePosition(LoadU32(list + uint64_t{4} * middle)) < group * llf::kGroup) {
+            at = middle + 1;
+          } else {
+            high = middle;
+          }
+        }
+        for (; at < escapes; ++at) {
+          const uint32_t escape = LoadU32(list + uint64_t{4} * at);
+          const uint64_t index = llf::EscapePosition(escape) - group * llf::kGroup;
+          if (index >= llf::kGroup) break;
+          if (index % 32 != lane) continue;
+          const uint32_t exponent = llf::EscapeExponent(escape);
+          value[index / 32] = kFp16 ? (value[index / 32] & ~0x7c00u) | (exponent & 31) << 10
+                                    : (value[index / 32] & ~0x7f80u) | exponent << 7;
+        }
       }
+      pair[which] = value[0] | value[1] << 16;
     }
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint64_t index = group * llf::kGroup + half * 32 + lane;
-      if (index >= job.values) value[half] = 0;
-      if (index < job.values) *ValueAt<uint16_t>(job, static_cast<uint32_t>(index)) = static_cast<uint16_t>(value[half]);
-      // Behind the last value there is no word.
-      const uint64_t share = DigestOf(value[half], group * 16 + half * 8);
-      if ((index & ~uint64_t{3}) < job.values) digest += share;
+    // The lane's word of the two groups: its four values stand in four lanes' halves.
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t from = 4 * (lane % 8) + i;
+      const uint32_t even = Shuffle(pair[0], from);
+      const uint32_t odd = Shuffle(pair[1], from);
+      const uint32_t both = lane < 16 ? even : odd;
+      bytes |= static_cast<uint64_t>(lane / 8 % 2 == 0 ? both & 0xffffu : both >> 16) << (16 * i);
+    }
+    const auto word = static_cast<uint32_t>(16 * first + lane);
+    if (4 * uint64_t{word} < job.values) {
+      if (job.values - 4 * word < 4) bytes &= (uint64_t{1} << (16 * (job.values - 4 * word))) - 1;
+      StoreWord(job, word, bytes);
+      digest += DigestTerm(bytes, word);
     }
   }
   AddDigest(digest, &job.digest);
@@ -158,28 +162,32 @@ TIERCEL_DEVICE void LlfPlanesAs(Segment& job) {
   const bool fits = plan.escapes_at <= job.limit;
   const uint32_t lane = Lane();
   uint64_t digest = 0;
-  for (uint64_t group = WarpOfGrid(); group < plan.groups; group += WarpsOfGrid()) {
-    uint32_t codes = 0, escapes = 0;
-    for (uint32_t half = 0; half < 2; ++half) {
-      const uint64_t index = group * llf::kGroup + half * 32 + lane;
-      const uint16_t value = index < job.values ? *ValueAt<uint16_t>(job, static_cast<uint32_t>(index)) : uint16_t{0};
-      const uint8_t code = llf::ExponentCode(LlfExponent<kFp16>(value), base);
-      codes |= static_cast<uint32_t>(code) << (4 * half);
-      escapes += CountOnes(Ballot(code == llf::kCodeEscape));
-      const uint64_t share = DigestOf(value, group * 16 + half * 8);
-      if ((index & ~uint64_t{3}) < job.values) digest += share;
-      uint32_t plane[3] = {0, 0, 0};
-      if (kFp16) {
-        plane[0] = Ballot((value >> 15 & 1) != 0);
-        plane[1] = Ballot((value >> 9 & 1) != 0);
-        plane[2] = Ballot((value >> 8 & 1) != 0);
+  for (uint64_t first = 2 * WarpOfGrid(); first < plan.groups; first += 2 * WarpsOfGrid()) {
+    // The lane's word of the two groups.
+    const auto word = static_cast<uint32_t>(16 * first + lane);
+    const uint64_t bytes = LoadWord(job, word);
+    if (4 * uint64_t{word} < job.values) digest += DigestTerm(bytes, word);
+    for (uint32_t which = 0; which < 2 && first + which < plan.groups; ++which) {
+      const uint64_t group = first + which;
+      uint32_t codes = 0, escapes = 0;
+      for (uint32_t half = 0; half < 2; ++half) {
+        const auto value = static_cast<uint16_t>(Shuffle(bytes, 16 * which + 8 * half + lane / 4) >> (16 * (lane % 4)));
+        const uint8_t code = llf::ExponentCode(LlfExponent<kFp16>(value), base);
+        codes |= static_cast<uint32_t>(code) << (4 * half);
+        escapes += CountOnes(Ballot(code == llf::kCodeEscape));
+        uint32_t plane[3] = {0, 0, 0};
+        if (kFp16) {
+          plane[0] = Ballot((value >> 15 & 1) != 0);
+          plane[1] = Ballot((value >> 9 & 1) != 0);
+          plane[2] = Ballot((value >> 8 & 1) != 0);
+        }
+        if (!fits) continue;
+        job.encoded[plan.low_at + group * llf::kLowBytes + half * 32 + lane] = kFp16 ? llf::Fp16Low(value) : llf::Bf16Low(value);
+        if (kFp16 && lane < 3) StoreU32(job.encoded + plan.bits_at + group * llf::kBitBytes + 8 * lane + 4 * half, plane[lane]);
       }
-      if (!fits) continue;
-      job.encoded[plan.low_at + group * llf::kLowBytes + half * 32 + lane] = kFp16 ? llf::Fp16Low(value) : llf::Bf16Low(value);
-      if (kFp16 && lane < 3) StoreU32(job.encoded + plan.bits_at + group * llf::kBitBytes + 8 * lane + 4 * half, plane[lane]);
+      if (fits) job.encoded[plan.codes_at + group * llf::kCodeBytes + lane] = static_cast<uint8_t>(codes);
+      if (lane == 0) LlfGroups(job)[group] = escapes;
     }
-    if (fits) job.encoded[plan.codes_at + group * llf::kCodeBytes + lane] = static_cast<uint8_t>(codes);
-    if (lane == 0) LlfGroups(job)[group] = escapes;
   }
   AddDigest(digest, &job.digest);
 }
@@ -220,6 +228,8 @@ TIERCEL_DEVICE void LlfEscapesAs(Segment& job) {
   const uint32_t lane = Lane();
   for (uint64_t group = WarpOfGrid(); group < plan.groups; group += WarpsOfGrid()) {
     uint32_t at = LlfGroups(job)[group];
+    const uint32_t end = group + 1 < plan.groups ? LlfGroups(job)[group + 1] : static_cast<uint32_t>((job.bytes - plan.escapes_at) / 4);
+    if (at == end) continue;
     for (uint32_t half = 0; half < 2; ++half) {
       const uint64_t index = group * llf::kGroup + half * 32 + lane;
       const uint32_t exponent = index < job.values ? LlfExponent<kFp16>(*ValueAt<uint16_t>(job, static_cast<uint32_t>(index))) : 0;

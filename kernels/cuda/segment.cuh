@@ -68,6 +68,23 @@ TIERCEL_DEVICE Coordinates CoordinatesOf(const Segment& s, uint32_t index) {
   if (s.order == kHeadTokenDim) return {row % s.tokens, row / s.tokens, dim};
   return {row / s.heads, row % s.heads, dim};
 }
+// Moves on to the next index.
+TIERCEL_DEVICE void Advance(const Segment& s, Coordinates* at) {
+  const bool by_token = s.order == kHeadDimToken;
+  uint32_t& inner = by_token ? at->token : at->dim;
+  if (++inner < (by_token ? s.tokens : s.dim)) return;
+  inner = 0;
+  if (s.order == 0) {
+    if (++at->head < s.heads) return;
+    at->head = 0;
+    ++at->token;
+    return;
+  }
+  uint32_t& middle = by_token ? at->dim : at->token;
+  if (++middle < (by_token ? s.dim : s.tokens)) return;
+  middle = 0;
+  ++at->head;
+}
 TIERCEL_DEVICE uint32_t IndexOf(const Segment& s, Coordinates at) {
   if (s.order == kHeadDimToken) return (at.head * s.dim + at.dim) * s.tokens + at.token;
   if (s.order == kHeadTokenDim) return (at.head * s.tokens + at.token) * s.dim + at.dim;
@@ -84,24 +101,50 @@ TIERCEL_DEVICE T* ValueAt(const Segment& s, uint32_t index) {
   return reinterpret_cast<T*>(AddressOf(s, CoordinatesOf(s, index)));
 }
 
-// Where the word that begins with value `first` lies in one aligned piece; else null.
-TIERCEL_DEVICE uint64_t* WholeWord(const Segment& s, uint32_t first) {
+// The offsets of tokens 0, 1, ..; no division.
+class TokenWalk {
+ public:
+  TIERCEL_DEVICE explicit TokenWalk(const Segment& s) : s_(s), page_at_(s.pages[0] * s.page_stride) {}
+  TIERCEL_DEVICE uint64_t Next() {
+    if (slot_ == s_.tokens_per_page) {
+      slot_ = 0;
+      slot_at_ = 0;
+      page_at_ = s_.pages[++page_] * s_.page_stride;
+    }
+    const uint64_t offset = page_at_ + slot_at_;
+    ++slot_;
+    slot_at_ += s_.token_stride;
+    return offset;
+  }
+
+ private:
+  const Segment& s_;
+  uint32_t page_ = 0;
+  uint32_t slot_ = 0;
+  uint64_t page_at_;
+  uint64_t slot_at_ = 0;
+};
+
+// Where the word whose first value is `first` lies in one aligned piece; else null.
+TIERCEL_DEVICE uint64_t* WholeWord(const Segment& s, Coordinates first) {
   const uint32_t per = 8u / s.elem;
   const bool by_token = s.order == kHeadDimToken;
   if ((by_token ? s.token_stride : s.dim_stride) != s.elem) return nullptr;
   if ((by_token ? s.tokens_per_page : s.dim) % per != 0) return nullptr;
-  uint8_t* const at = AddressOf(s, CoordinatesOf(s, first));
+  uint8_t* const at = AddressOf(s, first);
   return AlignedTo(at, 8) ? reinterpret_cast<uint64_t*>(at) : nullptr;
 }
 
-// A word's bytes, zeros behind the last value.
+// A word's bytes, zeros behind the last value. Words behind it may be asked for.
 TIERCEL_DEVICE uint64_t LoadWord(const Segment& s, uint32_t word) {
   const uint32_t per = 8u / s.elem;
   const uint32_t first = word * per;
-  if (const uint64_t* const whole = WholeWord(s, first)) return *whole;
+  if (first >= s.values) return 0;
+  Coordinates place = CoordinatesOf(s, first);
+  if (const uint64_t* const whole = WholeWord(s, place)) return *whole;
   uint64_t out = 0;
-  for (uint32_t i = 0; i < per && first + i < s.values; ++i) {
-    const uint8_t* const at = AddressOf(s, CoordinatesOf(s, first + i));
+  for (uint32_t i = 0; i < per && first + i < s.values; ++i, Advance(s, &place)) {
+    const uint8_t* const at = AddressOf(s, place);
     const uint64_t value = s.elem == 1   ? *at
                            : s.elem == 2 ? *reinterpret_cast<const uint16_t*>(at)
                                          : *reinterpret_cast<const uint32_t*>(at);
@@ -112,12 +155,14 @@ TIERCEL_DEVICE uint64_t LoadWord(const Segment& s, uint32_t word) {
 TIERCEL_DEVICE void StoreWord(const Segment& s, uint32_t word, uint64_t bytes) {
   const uint32_t per = 8u / s.elem;
   const uint32_t first = word * per;
-  if (uint64_t* const whole = WholeWord(s, first)) {
+  if (first >= s.values) return;
+  Coordinates place = CoordinatesOf(s, first);
+  if (uint64_t* const whole = WholeWord(s, place)) {
     *whole = bytes;
     return;
   }
-  for (uint32_t i = 0; i < per && first + i < s.values; ++i) {
-    uint8_t* const at = AddressOf(s, CoordinatesOf(s, first + i));
+  for (uint32_t i = 0; i < per && first + i < s.values; ++i, Advance(s, &place)) {
+    uint8_t* const at = AddressOf(s, place);
     const uint64_t value = bytes >> (8 * s.elem * i);
     if (s.elem == 1) {
       *at = static_cast<uint8_t>(value);
