@@ -99,14 +99,30 @@ inline void PutIntegers(BitWriter& out, std::span<const int32_t> values) {
   // Orders above that of the largest only make every code longer.
   const uint32_t orders = std::min(16u, static_cast<uint32_t>(std::bit_width(any)) + 1);
   for (uint32_t k = orders; k < 16; ++k) cost[0][k] = cost[1][k] = UINT32_MAX;
+  // Small ones are counted first: a list has many of few kinds.
+  constexpr uint32_t kKinds = 256;
+  uint32_t count[2][kKinds] = {};
+  const auto add = [&](uint32_t d, uint32_t z, uint32_t times) {
+    for (uint32_t k = 0; k < orders; ++k) {
+      cost[d][k] += times * (2 * static_cast<uint32_t>(std::bit_width(z + (1u << k))) - 1 - k);
+    }
+  };
   last = 0;
   for (const int32_t v : values) {
     const uint32_t z[2] = {rans::ZigZag(v), rans::ZigZag(v - last)};
     last = v;
-    for (int d = 0; d < 2; ++d) {
-      for (uint32_t k = 0; k < orders; ++k) {
-        cost[d][k] += 2 * static_cast<uint32_t>(std::bit_width(z[d] + (1u << k))) - 1 - k;
+    for (uint32_t d = 0; d < 2; ++d) {
+      if (z[d] < kKinds) {
+        ++count[d][z[d]];
+      } else {
+        add(d, z[d], 1);
       }
+    }
+  }
+  const uint32_t kinds = std::min(kKinds, any + 1);
+  for (uint32_t d = 0; d < 2; ++d) {
+    for (uint32_t z = 0; z < kinds; ++z) {
+      if (count[d][z] != 0) add(d, z, count[d][z]);
     }
   }
   uint32_t best = 0;

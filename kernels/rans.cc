@@ -54,6 +54,23 @@ uint32_t CargoBits(ByteSpan cargo, uint32_t lane) {
   return window >> (bit % 8) & (kLow - 1);
 }
 
+// Calls f(i) for each of n symbols that is an escape.
+template <class F>
+void ForEscapes(const uint8_t* symbols, uint32_t n, F&& f) {
+  uint32_t first = 0;
+  for (; first + 8 <= n; first += 8) {
+    uint64_t word;
+    std::memcpy(&word, symbols + first, 8);
+    // Symbols are 15 at most: one more, and only an escape has bit 4.
+    for (uint64_t bits = (word + 0x0101010101010101u) & 0x1010101010101010u; bits != 0; bits &= bits - 1) {
+      f(first + static_cast<uint32_t>(std::countr_zero(bits)) / 8);
+    }
+  }
+  for (; first < n; ++first) {
+    if (symbols[first] == kEscape) f(first);
+  }
+}
+
 }  // namespace
 
 RowFns ActiveRows() {
@@ -158,13 +175,14 @@ void Encoder::Add(const int16_t* values) {
     row_[rows_++] = {static_cast<uint8_t>(table), kLanes};
   }
   if (histogram.count[kEscape] != 0) {
-    for (uint32_t t = 0; t < tokens_; ++t) {
+    const auto add = [&](uint32_t t) {
       const int32_t reduced = ReducedOf(values[t], shift);
-      if (SymbolOf(reduced) != kEscape) continue;
       const uint32_t byte = EscapeByte(reduced);
       escapes_[n_escapes_++] = static_cast<std::byte>(byte);
       if (byte == kFar) StoreLe(far_ + 2 * n_far_++, static_cast<int16_t>(reduced));
-    }
+    };
+    ForEscapes(symbols, full_, add);
+    ForEscapes(tails, tail, [&](uint32_t t) { add(full_ + t); });
   }
   if (shift != 0) {
     const size_t plane = PlaneBytes(tokens_);
@@ -318,19 +336,24 @@ const char* Decoder::Column(int16_t* values) {
     escapes |= fns_.values(tails, tail, shift, rests + full_ / 8, plane, values + full_);
   }
   if (!escapes) return nullptr;
-  for (uint32_t t = 0; t < tokens_; ++t) {
-    if ((t < full_ ? symbols[t] : tails[t - full_]) != kEscape) continue;
+  bool good = true;
+  const auto put = [&](uint32_t t) {
     const auto byte = std::to_integer<uint32_t>(escapes_[escape_at_++]);
     int32_t reduced = EscapedValue(byte);
     if (byte == kFar) {
-      if (escapes_.size() - far_at_ < 2) return "shorter than its far escapes";
+      if (escapes_.size() - far_at_ < 2) {
+        good = false;
+        return;
+      }
       reduced = LoadLe<int16_t>(escapes_.data() + far_at_);
       far_at_ += 2;
     }
     // In place of the symbol's 8 stands the value.
     values[t] = static_cast<int16_t>(values[t] + (reduced - 8) * (1 << shift));
-  }
-  return nullptr;
+  };
+  ForEscapes(symbols, full_, put);
+  ForEscapes(tails, tail, [&](uint32_t t) { put(full_ + t); });
+  return good ? nullptr : "shorter than its far escapes";
 }
 
 const char* Decoder::Finish() const {
