@@ -101,7 +101,8 @@ bool DecodeOnCpu(const Case& c, uint32_t block, ByteSpan record, std::vector<std
 }
 
 // seen: how many segments each codec took.
-void Compare(const Case& c, std::array<int, 6>* seen = nullptr) {
+void Compare(const Case& c, uint64_t order, std::array<int, 6>* seen = nullptr) {
+  simt::Shuffled(order);
   SCOPED_TRACE(c.ToString());
   Batch batch(c);
   batch.Encode();
@@ -130,7 +131,7 @@ TEST(SimtBatchTest, EveryCodecGivesTheCpusRecordsAndTakesThemBack) {
   std::array<int, 6> seen{};
   for (int i = 0; i < (Full() ? 2000 : 30); ++i) {
     for (const CodecId codec : batch_case::kCodecs) {
-      Compare(MakeCase(random, {}, codec), &seen);
+      Compare(MakeCase(random, {}, codec), static_cast<uint64_t>(i), &seen);
       if (HasFatalFailure()) return;
     }
   }
@@ -146,7 +147,7 @@ TEST(SimtBatchTest, LargeSegmentsHaveManyStreamsAndPieces) {
       while (c.spec.layout.k_plane_bytes() < 80000 || !FindCodec(codec)->Supports(record_head::ShapeOf(c.spec.layout, 0, 0, 0))) {
         c = MakeCase(random, {120000, 1, 1}, codec);
       }
-      Compare(c);
+      Compare(c, static_cast<uint64_t>(i));
       if (HasFatalFailure()) return;
     }
   }

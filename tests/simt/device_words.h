@@ -16,10 +16,12 @@ inline uint32_t BlockY() { return simt::Block().y; }
 inline uint32_t BlockSizeX() { return simt::BlockSize().x; }
 inline uint32_t GridSizeX() { return simt::GridSize().x; }
 inline void SyncThreads() { simt::SyncThreads(); }
-inline void SyncWarp() { simt::SyncWarp(); }
-inline uint32_t Ballot(bool what) { return simt::Ballot(what); }
-inline uint32_t Shuffle(uint32_t value, uint32_t lane) { return static_cast<uint32_t>(simt::Shuffle(value, lane)); }
-inline uint64_t Shuffle(uint64_t value, uint32_t lane) { return simt::Shuffle(value, lane); }
+inline void SyncWarp(uint32_t site = __builtin_LINE()) { simt::SyncWarp(site); }
+inline uint32_t Ballot(bool what, uint32_t site = __builtin_LINE()) { return simt::Ballot(what, site); }
+inline uint32_t Shuffle(uint32_t value, uint32_t lane, uint32_t site = __builtin_LINE()) {
+  return static_cast<uint32_t>(simt::Shuffle(value, lane, site));
+}
+inline uint64_t Shuffle(uint64_t value, uint32_t lane, uint32_t site = __builtin_LINE()) { return simt::Shuffle(value, lane, site); }
 inline void AtomicAdd(uint64_t* at, uint64_t value) { simt::AtomicAdd(at, value); }
 inline void AtomicAdd(uint32_t* at, uint32_t value) { *at += value; }
 inline void AtomicOr(uint32_t* at, uint32_t value) { *at |= value; }

@@ -4,9 +4,11 @@
 #include <ucontext.h>
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "base/random.h"
 
 namespace tiercel::simt {
 namespace {
@@ -27,6 +29,7 @@ struct Warp {
   uint64_t given[kWarp] = {};
   uint64_t taken[kWarp] = {};  // What the last operation saw.
   uint64_t turn = 0;
+  uint32_t site = 0;  // Where the operation stands that lanes have arrived at.
 };
 
 struct Fiber {
@@ -54,6 +57,16 @@ struct Run {
 };
 
 thread_local Run* run = nullptr;
+thread_local SplitMix64 order(0);
+thread_local bool shuffled = false;
+
+// 0, 1, .. in the order that fibers and blocks take.
+std::vector<uint32_t> Order(uint32_t count) {
+  std::vector<uint32_t> out(count);
+  for (uint32_t i = 0; i < count; ++i) out[i] = i;
+  for (uint32_t i = count; shuffled && i > 1; --i) std::swap(out[i - 1], out[order.Below(i)]);
+  return out;
+}
 
 Run& Now() {
   TIERCEL_CHECK(run != nullptr && run->running != nullptr);
@@ -92,10 +105,12 @@ void Body() {
   Yield();
 }
 
-// Every live lane gives a value; each then sees all of them.
-const uint64_t* Together(uint64_t value) {
+// Every live lane gives a value; each then sees all of them. They come from one place in the kernel.
+const uint64_t* Together(uint64_t value, uint32_t site) {
   Warp& warp = MyWarp();
   const uint64_t turn = warp.turn;
+  if (warp.arrived == 0) warp.site = site;
+  TIERCEL_CHECK(warp.site == site);  // Else lanes have diverged.
   warp.given[MyLane()] = value;
   warp.arrived |= 1u << MyLane();
   while (warp.turn == turn) {
@@ -132,10 +147,11 @@ void RunBlock(Run& mine, Place block, size_t shared_bytes) {
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, Body, 0);
   }
+  const std::vector<uint32_t> sequence = Order(threads);
   while (mine.live > 0) {
     const uint64_t before = mine.progress;
-    for (Fiber& fiber : mine.fibers) {
-      if (!fiber.done) Resume(mine, fiber);
+    for (const uint32_t i : sequence) {
+      if (!mine.fibers[i].done) Resume(mine, mine.fibers[i]);
     }
     TIERCEL_CHECK(mine.progress != before);  // Else all wait for one that never comes.
   }
@@ -165,11 +181,11 @@ void SyncThreads() {
   }
 }
 
-void SyncWarp() { Together(0); }
+void SyncWarp(uint32_t site) { Together(0, site); }
 
-uint32_t Ballot(bool what) {
+uint32_t Ballot(bool what, uint32_t site) {
   const uint32_t live = MyWarp().live;
-  const uint64_t* all = Together(what ? 1 : 0);
+  const uint64_t* all = Together(what ? 1 : 0, site);
   uint32_t mask = 0;
   for (uint32_t lane = 0; lane < kWarp; ++lane) {
     if ((live >> lane & 1u) != 0 && all[lane] != 0) mask |= 1u << lane;
@@ -177,8 +193,8 @@ uint32_t Ballot(bool what) {
   return mask;
 }
 
-uint64_t Shuffle(uint64_t value, uint32_t from_lane) {
-  const uint64_t* all = Together(value);
+uint64_t Shuffle(uint64_t value, uint32_t from_lane, uint32_t site) {
+  const uint64_t* all = Together(value, site);
   TIERCEL_CHECK(from_lane < kWarp);
   return all[from_lane];
 }
@@ -187,6 +203,11 @@ uint64_t AtomicAdd(uint64_t* at, uint64_t value) {
   const uint64_t before = *at;
   *at += value;
   return before;
+}
+
+void Shuffled(uint64_t seed) {
+  order = SplitMix64(seed);
+  shuffled = seed != 0;
 }
 
 void Launch(Place grid, Place block, size_t shared_bytes, const std::function<void()>& kernel) {
@@ -201,11 +222,7 @@ void Launch(Place grid, Place block, size_t shared_bytes, const std::function<vo
   while (stacks.size() < threads) stacks.emplace_back(new std::byte[kStack]);
   for (uint32_t i = 0; i < threads; ++i) mine.fibers[i].stack = stacks[i].get();
   run = &mine;
-  for (uint32_t y = 0; y < grid.y; ++y) {
-    for (uint32_t x = 0; x < grid.x; ++x) {
-      RunBlock(mine, {x, y}, shared_bytes);
-    }
-  }
+  for (const uint32_t i : Order(grid.x * grid.y)) RunBlock(mine, {i % grid.x, i / grid.x}, shared_bytes);
   run = nullptr;
 }
 
