@@ -230,6 +230,7 @@ uint32_t Crc32cBy(Crc32cPath path, ByteSpan bytes, uint32_t crc) {
 
 uint32_t CopyCrc32cBy(Crc32cPath path, std::byte* out, ByteSpan bytes, uint32_t crc,
                       [[maybe_unused]] size_t of) {
+  if (bytes.empty()) return crc;  // There may be no place for nothing.
 #if defined(__x86_64__)
   if (path == Crc32cPath::kVpclmul) {
     return ~CopyVpclmul(out, bytes.data(), bytes.size(), ~crc, of);

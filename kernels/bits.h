@@ -138,9 +138,13 @@ inline void PutIntegers(BitWriter& out, std::span<const int32_t> values) {
     const uint32_t u = rans::ZigZag(delta ? v - last : v) + (1u << k);
     last = v;
     const auto n = static_cast<uint32_t>(std::bit_width(u));
-    out.Put(0, n - 1 - k);
-    out.Put(1, 1);
-    out.Put(u, n - 1);
+    const uint32_t low = u & ((1u << (n - 1)) - 1);
+    if (const uint32_t length = 2 * n - 1 - k; length <= 32) {
+      out.Put((low << 1 | 1) << (n - 1 - k), length);
+    } else {
+      out.Put(0, n - 1 - k);
+      out.Put(low << 1 | 1, n);
+    }
   }
 }
 

@@ -15,15 +15,16 @@ TIERCEL_AVX2 inline void Ask(const uint16_t* row) {
   _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(row) + 64), _MM_HINT_T1);
 }
 
-// Rows and columns of 16 x 16; only the first `in` rows are read and the first `out` ones written.
-TIERCEL_AVX2 inline __attribute__((always_inline)) void Tile(const uint16_t* from, size_t from_pitch,
-                                                            size_t in, uint16_t* to,
-                                                            size_t to_pitch, size_t out) {
+// Rows and columns of 16 x 16; unless kWhole, only the first `in` rows are read and the first `out` ones
+// written. By itself: woven into its caller's loops, every row would keep a pointer in memory.
+template <bool kWhole>
+TIERCEL_AVX2 __attribute__((noinline)) void Tile(const uint16_t* from, size_t from_pitch, size_t in, uint16_t* to,
+                                                size_t to_pitch, size_t out) {
   __m256i a[16];
   __m256i b[16];
   // Row r and r + 8 side by side, so that unpacking within 128 bits ends with whole columns.
   for (size_t i = 0; i < 16; ++i) {
-    a[i] = i < in ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_pitch))
+    a[i] = kWhole || i < in ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_pitch))
                   : _mm256_setzero_si256();
   }
   for (size_t i = 0; i < 8; ++i) {
@@ -48,8 +49,8 @@ TIERCEL_AVX2 inline __attribute__((always_inline)) void Tile(const uint16_t* fro
       const __m256i low = _mm256_unpacklo_epi64(z[i], z[i + 4]);
       const __m256i high = _mm256_unpackhi_epi64(z[i], z[i + 4]);
       uint16_t* const row = to + (half + 2 * i) * to_pitch;
-      if (half + 2 * i < out) _mm256_storeu_si256(reinterpret_cast<__m256i*>(row), low);
-      if (half + 2 * i + 1 < out) {
+      if (kWhole || half + 2 * i < out) _mm256_storeu_si256(reinterpret_cast<__m256i*>(row), low);
+      if (kWhole || half + 2 * i + 1 < out) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + to_pitch), high);
       }
     }
@@ -78,9 +79,9 @@ TIERCEL_AVX2 void TransposeAvx2(const uint16_t* from, size_t from_pitch, size_t 
           for (size_t i = c; i < c + 16 && i < wide_cols; ++i) Ask(to + i * to_pitch + r);
         }
         if (wide_rows - r >= 16 && wide_cols - c >= 16) {
-          Tile(at, from_pitch, 16, out, to_pitch, 16);
+          Tile<true>(at, from_pitch, 16, out, to_pitch, 16);
         } else {
-          Tile(at, from_pitch, wide_rows - r, out, to_pitch, wide_cols - c);
+          Tile<false>(at, from_pitch, wide_rows - r, out, to_pitch, wide_cols - c);
         }
       }
     }

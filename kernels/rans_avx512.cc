@@ -5,7 +5,7 @@
 #include "kernels/rans_rows.h"
 
 #define TIERCEL_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx2,bmi,bmi2,popcnt")))
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512vpopcntdq,avx2,bmi,bmi2,popcnt")))
 
 namespace tiercel::rans {
 namespace {
@@ -267,34 +267,63 @@ TIERCEL_AVX512 uint64_t Magnitude(const int16_t* values, size_t n) {
   return static_cast<uint64_t>(_mm512_reduce_add_epi32(sum));  // At most 4096 values: below 2^31.
 }
 
+// Adds up to 512 symbols, given as the four bits of each: word g of plane b is bit b of symbols 64 g on.
+TIERCEL_AVX512 inline void Count(const uint64_t (&planes)[4][8], Histogram& histogram) {
+  const auto pairs = [&](int low, __m512i (&out)[4]) TIERCEL_AVX512 {
+    const __m512i a = _mm512_loadu_si512(planes[low]);
+    const __m512i b = _mm512_loadu_si512(planes[low + 1]);
+    out[0] = _mm512_ternarylogic_epi64(a, b, b, 0x03);  // Neither.
+    out[1] = _mm512_andnot_si512(b, a);
+    out[2] = _mm512_andnot_si512(a, b);
+    out[3] = _mm512_and_si512(a, b);
+  };
+  __m512i low[4];
+  __m512i high[4];
+  pairs(0, low);
+  pairs(2, high);
+  for (size_t h = 0; h < 4; ++h) {
+    // Four counts a word, 16 bits each: at most 512 of all words.
+    __m512i counts = _mm512_popcnt_epi64(_mm512_and_si512(high[h], low[0]));
+    for (unsigned l = 1; l < 4; ++l) {
+      counts = _mm512_add_epi64(counts, _mm512_slli_epi64(_mm512_popcnt_epi64(_mm512_and_si512(high[h], low[l])), 16 * l));
+    }
+    const auto sum = static_cast<uint64_t>(_mm512_reduce_add_epi64(counts));
+    for (size_t l = 0; l < 4; ++l) {
+      histogram.count[4 * h + l] = static_cast<uint16_t>(histogram.count[4 * h + l] + static_cast<uint16_t>(sum >> (16 * l)));
+    }
+  }
+}
+
 TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uint8_t* symbols,
                             Histogram& histogram) {
   const __m512i offset = _mm512_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
   const __m128i by = _mm_cvtsi32_si128(static_cast<int>(shift));
   const __m512i seven = _mm512_set1_epi16(kLargest);
   const __m512i escape = _mm512_set1_epi16(kEscape);
-  uint32_t count[kSymbols] = {};
   const auto reduce = [&](__m512i v) TIERCEL_AVX512 {
     const __m512i reduced = _mm512_sra_epi16(_mm512_add_epi16(v, offset), by);
     return _mm512_cvtepi16_epi8(_mm512_min_epu16(_mm512_add_epi16(reduced, seven), escape));
   };
-  for (size_t i = 0; i < n; i += 64) {
-    const size_t left = n - i;
-    const __mmask32 first = First(left);
-    const __mmask32 second = left > 32 ? First(left - 32) : 0;
-    const __m256i a = reduce(_mm512_maskz_loadu_epi16(first, values + i));
-    const __m256i b = reduce(_mm512_maskz_loadu_epi16(second, values + i + 32));
-    _mm256_mask_storeu_epi8(symbols + i, first, a);
-    _mm256_mask_storeu_epi8(symbols + i + 32, second, b);
-    const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-    const __mmask64 valid = uint64_t{first} | uint64_t{second} << 32;
-    for (uint32_t s = 0; s < kSymbols; ++s) {
-      count[s] += static_cast<uint32_t>(__builtin_popcountll(
-          _mm512_mask_cmpeq_epi8_mask(valid, both, _mm512_set1_epi8(static_cast<char>(s)))));
+  for (size_t begin = 0; begin < n; begin += 512) {
+    uint64_t planes[4][8] = {};
+    const size_t end = n - begin < 512 ? n : begin + 512;
+    for (size_t i = begin; i < end; i += 64) {
+      const size_t left = end - i;
+      const __mmask32 first = First(left);
+      const __mmask32 second = left > 32 ? First(left - 32) : 0;
+      const __m256i a = reduce(_mm512_maskz_loadu_epi16(first, values + i));
+      const __m256i b = reduce(_mm512_maskz_loadu_epi16(second, values + i + 32));
+      _mm256_mask_storeu_epi8(symbols + i, first, a);
+      _mm256_mask_storeu_epi8(symbols + i + 32, second, b);
+      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+      const uint64_t valid = uint64_t{first} | uint64_t{second} << 32;
+      for (unsigned bit = 0; bit < 4; ++bit) {
+        planes[bit][(i - begin) / 64] = valid & _mm512_movepi8_mask(_mm512_slli_epi16(both, 7 - bit));
+      }
     }
-  }
-  for (uint32_t s = 0; s < kSymbols; ++s) {
-    histogram.count[s] = static_cast<uint16_t>(histogram.count[s] + count[s]);
+    Count(planes, histogram);
+    // Words and bits that stand for no symbol were taken for zeros.
+    histogram.count[0] = static_cast<uint16_t>(histogram.count[0] - (512 - (end - begin)));
   }
 }
 
@@ -386,7 +415,8 @@ TIERCEL_AVX512 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, con
 
 bool HasAvx512Rows() {
   static const bool has =
-      __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("avx512vbmi") != 0;
+      __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("avx512vbmi") != 0 &&
+      __builtin_cpu_supports("avx512vpopcntdq") != 0;
   return has;
 }
 RowFns Avx512Rows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Rests, Escapes, Values}; }

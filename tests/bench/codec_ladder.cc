@@ -41,17 +41,21 @@ double ThreadSeconds() {
 // Slots one after another, together more than a cache holds.
 class Cold {
  public:
-  explicit Cold(ByteSpan fill) : slot_((fill.size() + 4095) / 4096 * 4096), memory_(kColdBytes / slot_ * slot_) {
-    for (uint64_t at = 0; at < memory_.size(); at += slot_) std::memcpy(memory_.data() + at, fill.data(), fill.size());
+  explicit Cold(ByteSpan fill) : slot_((fill.size() + 4095) / 4096 * 4096), memory_(kColdBytes / slot_ * slot_ + 4096) {
+    base_ = memory_.data() + (4096 - reinterpret_cast<uintptr_t>(memory_.data()) % 4096) % 4096;
+    for (uint64_t at = 0; at < slots() * slot_; at += slot_) std::memcpy(base_ + at, fill.data(), fill.size());
   }
   MutableByteSpan Next(uint64_t bytes) {
-    at_ = (at_ + slot_) % memory_.size();
-    return {memory_.data() + at_, bytes};
+    at_ = (at_ + slot_) % (slots() * slot_);
+    return {base_ + at_, bytes};
   }
 
  private:
+  uint64_t slots() const { return kColdBytes / slot_; }
+
   uint64_t slot_;
   std::vector<std::byte> memory_;
+  std::byte* base_ = nullptr;  // At a page's start, as blocks lie in a node's memory.
   uint64_t at_ = 0;
 };
 
