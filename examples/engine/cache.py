@@ -1,10 +1,11 @@
-"""All that the engine does with Tiercel: match a prefix, load its pages, store new ones."""
+"""All that the engine does with Tiercel: match a prefix, load its pages, store new ones, in the class it accepts."""
 
 import hashlib
 
 import numpy as np
 import tiercel
 from llama import PAGE_TOKENS
+from tiercel import codec
 from tiercel import ConnectError as Unreachable  # noqa: F401
 
 
@@ -19,12 +20,17 @@ def block_hashes(ids):
 
 
 class PrefixCache:
-    def __init__(self, endpoint, config, transport=None):
+    def __init__(self, endpoint, config, transport=None, quality="exact", artifact=None):
+        """quality: the class that is stored, and the worst that is loaded. artifact: bytes of the model's KVA1."""
+        self._quality = quality
+        # Exact: the one that is cheapest here. Lossy: the fewest bytes that the artifact allows, not the quickest.
+        self._codec = "ec-c" if artifact and quality != "exact" else "auto"
         self._client = tiercel.Client(
             endpoint,
             transports=[transport] if transport else None,
             ucx_devices="lo" if transport == "ucx" else "",
             deadline_s=10.0,
+            artifact=codec.load_artifact(artifact) if artifact else None,
         )
         self._layout = tiercel.KvLayout(
             layers=config.layers,
@@ -37,18 +43,21 @@ class PrefixCache:
             packing="split",
         )
         # The weights' own digest: two files of one name must never share KV.
-        self._scope = tiercel.make_scope(model=config.name, revision=config.weights_digest, layout=self._layout)
+        # A lossy engine keeps to blocks of its own class, so that an exact one never builds on them.
+        self._scope = tiercel.make_scope(model=config.name, revision=config.weights_digest, layout=self._layout,
+                                         salt="" if quality == "exact" else quality)
 
     def close(self):
         self._client.close()
 
     def match(self, hashes):
         """How many leading blocks are there."""
-        return self._client.match_prefix(self._chain(hashes))
+        return self._client.match_prefix(self._chain(hashes), min_class=self._quality)
 
     def load(self, hashes, n, kv):
         """Fills pages 0 .. n - 1; returns (pages of whole prefix loaded, results)."""
-        results = self._client.get_blocks(self._chain(hashes), 0, n, self._layout, *self._planes(kv, 0, n))
+        results = self._client.get_blocks(self._chain(hashes), 0, n, self._layout, *self._planes(kv, 0, n),
+                                          min_class=self._quality)
         loaded = 0
         while loaded < n and results[loaded].status == "OK":
             loaded += 1
@@ -59,7 +68,12 @@ class PrefixCache:
         n = len(hashes) - first
         if n <= 0:
             return []
-        return self._client.put_blocks(self._chain(hashes), first, n, self._layout, *self._planes(kv, first, n))
+        return self._client.put_blocks(self._chain(hashes), first, n, self._layout, *self._planes(kv, first, n),
+                                       put_class=self._quality, codec=self._codec)
+
+    def codecs(self):
+        """How many blocks were stored by each."""
+        return self._client.stats()["puts_by_codec"]
 
     def transport(self):
         """("memfd", "session 5a: same host"): what carries the blocks, which one, and why."""

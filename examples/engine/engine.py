@@ -11,14 +11,23 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 from gguf import Gguf
 from llama import PAGE_TOKENS, Llama, PagedKv
 from tokenizer import Tokenizer
 
 
-def generate(model, ids, max_new, cache=None, hashes=()):
-    """Greedy continuation of ids; returns tokens, a report, and the pages."""
+def log_softmax(logits):
+    x = np.asarray(logits, np.float64)
+    x = x - x.max()
+    return x - np.log(np.exp(x).sum())
+
+
+def generate(model, ids, max_new, cache=None, hashes=(), follow=()):
+    """Greedy continuation of ids, or `follow` where there are such; returns tokens, a report, the pages, and the log
+    probabilities that each token was chosen from."""
     kv = PagedKv(model.config, len(ids) + max_new)
     began = time.perf_counter()
     loaded, results = 0, []
@@ -30,14 +39,17 @@ def generate(model, ids, max_new, cache=None, hashes=()):
             loaded, results = cache.load(hashes, found, kv)
         kv.tokens = loaded * PAGE_TOKENS
     logits = model.prefill(ids[kv.tokens :], kv)
-    tokens = [int(logits.argmax())]
     first_token = time.perf_counter()
-    while len(tokens) < max_new:
+    tokens, said = [], []
+    while True:
+        said.append(log_softmax(logits))
+        tokens.append(int(follow[len(tokens)]) if len(follow) else int(logits.argmax()))
+        if len(tokens) == max_new:
+            break
         logits = model.prefill(tokens[-1:], kv)
-        tokens.append(int(logits.argmax()))
     ended = time.perf_counter()
     misses = [r.reason for r in results if r.status != "OK"]
-    return tokens, kv, dict(
+    return tokens, kv, said, dict(
         prompt_tokens=len(ids),
         reused_tokens=loaded * PAGE_TOKENS,
         computed_tokens=len(ids) - loaded * PAGE_TOKENS,
@@ -55,6 +67,12 @@ def main():
     parser.add_argument("--max-new", type=int, default=64)
     parser.add_argument("--cache", help="endpoint of a Tiercel node; without it nothing is shared")
     parser.add_argument("--transport", choices=["memfd", "ucx", "grpc"], help="default: what fits best")
+    parser.add_argument("--class", dest="quality", default="exact", metavar="CLASS",
+                        help="of blocks, what is stored and the worst that is loaded: exact, near, high, balanced, small")
+    parser.add_argument("--store-class", metavar="CLASS", help="store the prompt's blocks in this class, too")
+    parser.add_argument("--artifact", type=Path, help="KVA1 file of the model, for lossy classes")
+    parser.add_argument("--save-said", type=Path, help="write the tokens and what they were chosen from (.npz)")
+    parser.add_argument("--follow", type=Path, help="say the tokens of such a file; report the KL from it")
     parser.add_argument("--report", help="write what happened here, as JSON")
     args = parser.parse_args()
 
@@ -74,10 +92,18 @@ def main():
 
         hashes = block_hashes(ids)
         try:
-            cache = PrefixCache(args.cache, model.config, args.transport)
+            artifact = args.artifact.read_bytes() if args.artifact else None
+            cache = PrefixCache(args.cache, model.config, args.transport, args.quality, artifact)
         except Unreachable as error:  # A cache that is away costs a recompute, no more.
             print(f"engine: without the cache: {error}", file=sys.stderr)
-    tokens, kv, report = generate(model, ids, args.max_new, cache, hashes)
+    lead = np.load(args.follow) if args.follow else None
+    tokens, kv, said, report = generate(model, ids, args.max_new, cache, hashes, lead["tokens"] if lead else ())
+    if args.save_said:
+        np.savez(args.save_said, tokens=tokens, said=np.array(said, np.float32))
+    if lead:
+        exact = lead["said"].astype(np.float64)
+        report["mean_kl"] = float((np.exp(exact) * (exact - np.array(said))).sum(axis=1).mean())
+        report["same_likeliest"] = float((exact.argmax(axis=1) == np.array(said).argmax(axis=1)).mean())
     report.update(tokens=tokens, text=tokenizer.decode(tokens), blocks_pushed=0, raw_bytes=0, stored_bytes=0)
     report.update(transport="none", transport_reason="no cache")
     if cache is not None:
@@ -89,6 +115,16 @@ def main():
             stored_bytes=sum(r.record_bytes for r in stored),
         )
         report["transport"], report["transport_reason"] = cache.transport()
+        report["codecs"] = cache.codecs()
+        if args.store_class:
+            with_class = PrefixCache(args.cache, model.config, args.transport, args.store_class, artifact)
+            stored = [r for r in with_class.store(hashes, 0, kv) if r.status in ("OK", "EXISTS")]
+            report.update(
+                lossy_raw_bytes=len(stored) * page_bytes,
+                lossy_stored_bytes=sum(r.record_bytes for r in stored),
+                lossy_codecs=with_class.codecs(),
+            )
+            with_class.close()
         cache.close()
     text = json.dumps(report)
     if args.report:

@@ -36,12 +36,14 @@ TransportKind ParseTransport(const std::string& name) {
   throw nb::value_error(("no transport '" + name + "': memfd, ucx or grpc").c_str());
 }
 
-std::unique_ptr<Keep> MatchKeep(const Chain& chain, double deadline_s, bool hold = false) {
+std::unique_ptr<Keep> MatchKeep(const Chain& chain, double deadline_s, bool hold = false,
+                                const std::string& min_class = "exact") {
   auto keep = std::make_unique<Keep>();
   keep->chains.push_back(chain);
   Ask ask;
   ask.deadline_s = deadline_s;
   ask.hold = hold;
+  ask.min_class = min_class;
   keep->options = OptionsOf(ask);
   return keep;
 }
@@ -235,16 +237,18 @@ NB_MODULE(_core, m) {
       .def_prop_ro("closed", &CoreClient::closed)
       .def(
           "match",
-          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold) {
-            return FinishedOf(self.Run(Kind::kMatch, MatchKeep(chain, deadline_s, hold)));
+          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold, const std::string& min_class) {
+            return FinishedOf(self.Run(Kind::kMatch, MatchKeep(chain, deadline_s, hold, min_class)));
           },
-          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false)
+          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false,
+          nb::arg("min_class") = "exact")
       .def(
           "submit_match",
-          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold) {
-            return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s, hold));
+          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold, const std::string& min_class) {
+            return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s, hold, min_class));
           },
-          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false)
+          nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false,
+          nb::arg("min_class") = "exact")
       .def("get_value", &GetValue, nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"),
            nb::sig("def get_value(self, chain: Chain, *, deadline_s: float) -> "
                    "tuple[BlockResult, bytes | None]"))

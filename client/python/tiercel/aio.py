@@ -74,18 +74,22 @@ class AsyncClient:
 
     # KV blocks
 
-    async def match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
+    async def match_prefix(
+        self, chain: Chain, deadline_s: float | None = None, hold: bool = False, min_class: str = "exact"
+    ) -> int:
         client = self._open()
         if len(chain) == 0:
             return 0
-        ticket = client.submit_match_prefix(chain, deadline_s, hold)
+        ticket = client.submit_match_prefix(chain, deadline_s, hold, min_class)
         return (await self._submitted(ticket, len(chain))).prefix
 
-    async def lookup(self, chain: Chain, deadline_s: float | None = None) -> list[BlockResult]:
+    async def lookup(
+        self, chain: Chain, deadline_s: float | None = None, min_class: str = "exact"
+    ) -> list[BlockResult]:
         client = self._open()
         if len(chain) == 0:
             return []
-        return (await self._submitted(client.submit_lookup(chain, deadline_s), len(chain))).blocks
+        return (await self._submitted(client.submit_match_prefix(chain, deadline_s, min_class=min_class), len(chain))).blocks
 
     async def get_blocks(
         self,

@@ -219,6 +219,8 @@ def from_model(folder: Path, texts: Sequence[Path], options: Options) -> Artifac
     taken = [ids for i, ids in enumerate(mixed) if i not in apart][:options.sequences]
     measured = collect(replay, artifact, taken, options)
     transforms_into(artifact, measured, options.eps)
+    if options.codecs == ("EC-C",):
+        artifact.transforms.clear()
     artifact.about = {
         "model": folder.name,
         "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
@@ -276,6 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in (("prefix", 768), ("suffix", 192), ("sequences", 16), ("held-out", 4), ("block", 256)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
     parser.add_argument("--eps", type=float, default=1.0, help="regularisation of the metric (1.0)")
+    parser.add_argument("--codecs", nargs="+", type=str.upper, choices=CODECS, default=list(CODECS),
+                        help="to measure; EC-C alone has no transforms, and its artifact a few kilobytes")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.blocks:
@@ -283,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             if not chosen.text:
                 parser.error("--model needs --text")
-            options = Options(chosen.prefix, chosen.suffix, chosen.sequences, chosen.held_out, chosen.block, chosen.eps)
+            options = Options(chosen.prefix, chosen.suffix, chosen.sequences, chosen.held_out, chosen.block, chosen.eps,
+                              tuple(chosen.codecs))
             artifact = from_model(chosen.model, chosen.text, options)
     except ModuleNotFoundError as error:
         print(f"calibrate: {error.name} is missing: pip install 'tiercel[calibrate]'", file=sys.stderr)

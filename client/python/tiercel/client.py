@@ -96,17 +96,22 @@ class Client:
 
     # KV blocks
 
-    def match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
-        """How many leading blocks of the chain are there; hold keeps them for a get that follows at once."""
+    def match_prefix(
+        self, chain: Chain, deadline_s: float | None = None, hold: bool = False, min_class: str = "exact"
+    ) -> int:
+        """How many leading blocks of the chain are there, in this class or a better one; hold keeps them for a get
+        that follows at once."""
         if len(chain) == 0:
             return 0
-        return self._core.match(chain, deadline_s=self._deadline(deadline_s), hold=hold).prefix
+        return self._core.match(chain, deadline_s=self._deadline(deadline_s), hold=hold, min_class=min_class).prefix
 
-    def lookup(self, chain: Chain, deadline_s: float | None = None) -> list[BlockResult]:
+    def lookup(
+        self, chain: Chain, deadline_s: float | None = None, min_class: str = "exact"
+    ) -> list[BlockResult]:
         """One BlockResult a block: where it is, or the reason why not."""
         if len(chain) == 0:
             return []
-        return self._core.match(chain, deadline_s=self._deadline(deadline_s)).blocks
+        return self._core.match(chain, deadline_s=self._deadline(deadline_s), min_class=min_class).blocks
 
     def get_blocks(
         self,
@@ -259,8 +264,10 @@ class Client:
     # Without waiting. A ticket of 0: the queue is full and nothing was submitted. Buffers and the
     # memory behind addresses are the library's until the completion says released.
 
-    def submit_match_prefix(self, chain: Chain, deadline_s: float | None = None, hold: bool = False) -> int:
-        return self._core.submit_match(chain, deadline_s=self._deadline(deadline_s), hold=hold)
+    def submit_match_prefix(
+        self, chain: Chain, deadline_s: float | None = None, hold: bool = False, min_class: str = "exact"
+    ) -> int:
+        return self._core.submit_match(chain, deadline_s=self._deadline(deadline_s), hold=hold, min_class=min_class)
 
     submit_lookup = submit_match_prefix
 

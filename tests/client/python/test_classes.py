@@ -67,6 +67,8 @@ def test_a_lossy_block_is_served_to_who_accepts_it_and_to_nobody_else(store):
     assert result.status == "MISS" and result.reason == "other_class"
     result, _ = store.get(first, min_class="high")
     assert result.status == "MISS" and result.reason == "other_class"
+    assert store.client.match_prefix(store.chain) == 0 and store.client.match_prefix(store.chain, min_class="balanced") == 1
+    assert [r.reason for r in store.client.lookup(store.chain)] == ["other_class"]
     result, out = store.get(first, min_class="balanced")
     assert result.ok and result.quality == "balanced" and result.record_bytes < 0.4 * data.nbytes
     error = np.mean((floats(out) - floats(data)) ** 2) / np.mean(floats(data) ** 2)
