@@ -642,6 +642,10 @@ Status CheckFormat(const std::string& path) {
     std::string line;
     std::getline(in, line);
     if (line == kFormatLine) return OkStatus();
+    line.resize(std::min<size_t>(line.size(), 64));  // Whatever is there, it is told in one line.
+    for (char& c : line) {
+      if (c < ' ' || c > '~') c = '?';
+    }
     return Fail(
         Code::kFailedPrecondition,
         fmt::format(

@@ -259,6 +259,10 @@ TEST(SsdRocksdbTest, AFolderInUseOrOfAnotherKindIsRefusedByName) {
   options.path = other.path();
   EXPECT_THAT(SsdDisk::Open(options).error().message,
               HasSubstr("'tiercel-ssd 7', this build reads 'tiercel-ssd 1'"));
+  std::ofstream(other.path() + "/FORMAT") << "tiercel-ssd 1\x0b\x1b[2J" << std::string(1000, 'x');
+  const std::string told = SsdDisk::Open(options).error().message;
+  EXPECT_THAT(told, HasSubstr("'tiercel-ssd 1??[2Jxxx"));
+  EXPECT_LT(told.size(), 300u);
   TempFolder home;
   std::ofstream(home.path() + "/thesis.tex") << "precious";
   options.path = home.path();
