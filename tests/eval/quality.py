@@ -3,8 +3,9 @@
     calibrate on one half of a book --> compress prefixes of other texts --> teacher-force what follows
 
 Prefixes of 768 tokens (Gemma-3: 384, so that its sliding layers see all of it) go through every codec, the first 4
-tokens excepted; 192 suffix tokens follow. EC-* and LLE are numpy references: the values are the format's, the bits the
-costs of its frozen tables with a byte a column and a segment's fixed bytes, no record was written.
+tokens excepted; 192 suffix tokens follow. Where the package with its extension can be imported (PYTHONPATH), EC-* and LLE
+are records, written, counted whole and decoded; else numpy references: the values are the format's, the bits the costs
+of its frozen tables with a byte a column and a segment's fixed bytes. The report says which.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ except ImportError:  # The Python part of the package suffices; its extension ne
 
 import models
 import needles
+import records
 import table
 import texts
 import worker
@@ -113,7 +115,9 @@ def main() -> int:
     values = 2 * replay.layers * replay.kv_heads * replay.head_dim
     base = float(np.sqrt(24 * 4e-3 / (values * setup.prefix)))
 
-    report = [f"$ tests/eval/run quality {' '.join(sys.argv[1:])}".rstrip(), ""]
+    report = [f"$ tests/eval/run quality {' '.join(sys.argv[1:])}".rstrip(),
+              "EC-* and LLE: " + ("records, every byte of them counted" if records.available()
+                                  else "references; no record was written"), ""]
     for domain in domains:
         text = texts.load(domain, CACHE / "texts")
         sequences = replay.sequences(text, setup.prefix + setup.suffix + 1, count)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import lossless
 import numpy as np
+import records
 from anchors import fixed_rate
 from kvtc import Kvtc
 from tiercel import _ec
@@ -57,6 +58,8 @@ def start(setup: Setup) -> None:
     _state.update(setup=setup, replay=Replay(setup.folder))
     if setup.measured:
         _state["kvtc"] = Kvtc(setup.artifact, setup.measured)
+        if records.available():
+            _state["records"] = records.Records(setup.artifact)
 
 
 def codec(name: str, setting: float) -> _ec.Codec:
@@ -78,10 +81,20 @@ def measure(job: tuple[list[int], int]) -> Measured:
     return collect(_state["replay"], setup.artifact, [ids], options)
 
 
+def coded(kv, name: str, setting: float):
+    """The prefix after a codec, and its bits a value: through records where the package's extension is at hand."""
+    from tiercel._replay import compress
+
+    block = _state["setup"].block
+    if name in records.NAMES and "records" in _state:
+        return _state["records"].compress(kv, name, setting, block, EXACT_TOKENS)
+    return compress(kv, codec(name, setting), block, EXACT_TOKENS)
+
+
 def replay(job: tuple[list[int], list[tuple[str, float]], bool]) -> list[Point]:
     """Suffix tokens teacher-forced after the prefix as each codec gives it back."""
     import torch
-    from tiercel._replay import compress, divergence
+    from tiercel._replay import divergence
 
     ids, points, with_lossless = job
     setup, model = _state["setup"], _state["replay"]
@@ -93,11 +106,15 @@ def replay(job: tuple[list[int], list[tuple[str, float]], bool]) -> list[Point]:
     same = np.ones(len(suffix), bool)
     out = [Point("exact", 16.0, np.zeros(len(suffix)), nll, same)]
     if with_lossless:
+        if "records" in _state:
+            out.append(Point("LLE", coded(kv, "LLE", 0.0)[1], 0 * nll, 0 * nll, same))
         for name, size in lossless.sizes(ROOT).items():
+            if name == "LLE (reference)" and "records" in _state:
+                continue
             out.append(Point(name, lossless.bits(kv, size, setup.block, EXACT_TOKENS), 0 * nll, 0 * nll, same))
     for name, setting in points:
-        coded, bits = compress(kv, codec(name, setting), setup.block, EXACT_TOKENS)
-        said = model.log_probabilities(coded, suffix)
+        given, bits = coded(kv, name, setting)
+        said = model.log_probabilities(given, suffix)
         out.append(Point(f"{name} @{setting:.6g}" if setting else name, bits, divergence(base, said),
                          -said.gather(1, targets)[:, 0].numpy() - nll, (said.argmax(-1) == base.argmax(-1)).numpy()))
     return out
@@ -108,15 +125,13 @@ def needle(job: tuple[list[int], list[int], list[tuple[str, float]]]) -> list[bo
 
     The last suffix tokens of the prompt (the question) are not coded, as they are not in a cached prefix.
     """
-    from tiercel._replay import compress
-
     ids, key, points = job
     setup, model = _state["setup"], _state["replay"]
     cut = setup.prefix
     kv = model.prefix(ids[:cut])
     out = []
     for choice in [None, *points]:
-        given = kv if choice is None else compress(kv, codec(*choice), setup.block, EXACT_TOKENS)[0]
+        given = kv if choice is None else coded(kv, *choice)[0]
         # Teacher-forced: the key is repeated greedily if and only if each of its tokens is the likeliest.
         said = model.log_probabilities(given, ids[cut:] + key[:-1]).argmax(-1)[len(ids) - cut - 1:]
         out.append(said.tolist() == key)
