@@ -7,10 +7,10 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tiercel;  // NOLINT
-  constexpr CodecId kCodecs[] = {CodecId::kLlf, CodecId::kLle, CodecId::kF8,  CodecId::kI8,
+  constexpr CodecId kTried[] = {CodecId::kLlf, CodecId::kLle, CodecId::kF8,  CodecId::kI8,
                                  CodecId::kI4h, CodecId::kEcC, CodecId::kEcK, CodecId::kEcX};
   if (size < kSegmentHead) return -1;
-  const Codec& codec = *FindCodec(kCodecs[data[8] % 8]);
+  const Codec& codec = *FindCodec(kTried[data[8] % 8]);
   const auto in = ReadSegmentInput(codec, {reinterpret_cast<const std::byte*>(data), size});
   if (!in) return -1;
   std::vector<std::byte> raw(in->shape.raw_bytes);
