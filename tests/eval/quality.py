@@ -55,9 +55,9 @@ def points(base: float, quick: bool, block: int) -> list[tuple[str, float]]:
     return out
 
 
-def measured(setup: worker.Setup, model: str, count: int, workers: int) -> calibrate.Measured:
-    """Moments over calibration text, kept in build/eval."""
-    text = texts.load("debian-reference/calibrate", CACHE / "texts")
+def measured(setup: worker.Setup, model: str, name: str, count: int, workers: int) -> calibrate.Measured:
+    """Moments over a calibration text, kept in build/eval."""
+    text = texts.load(name, CACHE / "texts")
     key = hashlib.sha256(f"{model} {count} {setup.prefix} {setup.suffix} {text}".encode()).hexdigest()[:12]
     kept = CACHE / f"measured-{model}-{key}.pickle"
     if kept.exists():
@@ -88,7 +88,9 @@ def main() -> int:
     parser.add_argument("--model", choices=sorted(PREFIX), default="smollm2")
     parser.add_argument("--quick", action="store_true", help="few sequences and points")
     parser.add_argument("--sequences", type=int, help="test sequences a domain (10; quick 2)")
-    parser.add_argument("--calibration", type=int, help="calibration sequences (16; quick 6)")
+    parser.add_argument("--calibration", type=int, help="calibration sequences a text (16; quick 6)")
+    parser.add_argument("--calibrate-on", nargs="+", default=["debian-reference/calibrate"], metavar="TEXT",
+                        help="debian-reference/calibrate (alone, the default), python-source/calibrate")
     parser.add_argument("--domains", nargs="+", default=None, help=f"of {', '.join(DOMAINS)} (all; quick the first)")
     parser.add_argument("--blocks", type=int, nargs="+", help="tokens (256; on the first domain 128 64 16, too)")
     parser.add_argument("--eps", type=float, default=1.0)
@@ -110,7 +112,9 @@ def main() -> int:
     replay = Replay(folder)
     artifact = calibrate.blank(replay)
     setup = worker.Setup(folder, PREFIX[chosen.model], 192, 256, artifact)
-    setup.measured = measured(setup, chosen.model, chosen.calibration or (6 if quick else 16), chosen.workers)
+    setup.measured = calibrate.Measured()
+    for name in chosen.calibrate_on:
+        setup.measured.merge(measured(setup, chosen.model, name, chosen.calibration or (6 if quick else 16), chosen.workers))
     calibrate.transforms_into(artifact, setup.measured, chosen.eps)
     values = 2 * replay.layers * replay.kv_heads * replay.head_dim
     base = float(np.sqrt(24 * 4e-3 / (values * setup.prefix)))

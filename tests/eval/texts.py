@@ -1,6 +1,7 @@
 """Texts from Debian packages and from Python's own library, as plain prose or code.
 
-`debian-reference` is cut in two: calibration takes the even chapters, tests the odd ones.
+`debian-reference` is cut in two: calibration takes the even chapters, tests the odd ones. Of Python's library, too,
+calibration takes other modules than tests do.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ def _pages(name: str, cache: Path) -> list[str]:
 
 
 def load(name: str, cache: Path) -> str:
-    """debian-reference/calibrate, debian-reference/test, debian-handbook or python-source."""
+    """debian-reference/calibrate, debian-reference/test, debian-handbook, python-source or python-source/calibrate."""
+    if name == "python-source/calibrate":
+        library = Path(sysconfig.get_paths()["stdlib"])
+        modules = ("smtplib", "shutil", "random", "statistics", "subprocess", "threading", "typing", "urllib/request",
+                   "uuid", "weakref", "xmlrpc/client", "socketserver", "textwrap", "unittest/mock")
+        return "\n\n".join((library / f"{m}.py").read_text() for m in modules)
     if name == "python-source":
         library = Path(sysconfig.get_paths()["stdlib"])
         modules = ("argparse", "ast", "asyncio/base_events", "calendar", "configparser", "difflib", "email/message",
