@@ -59,10 +59,8 @@ TIERCEL_DEVICE void LlfDecodeAs(Segment& job) {
       const uint8_t* low = job.encoded + plan.low_at + group * llf::kLowBytes;
       const uint8_t* bits = job.encoded + plan.bits_at + group * llf::kBitBytes;
       uint32_t value[2];
-      bool escaped = false;
       for (uint32_t half = 0; half < 2; ++half) {
         const uint32_t mine = half == 0 ? code & 15 : code >> 4;
-        escaped = escaped || mine == llf::kCodeEscape;
         if (kFp16) {
           uint32_t bit[3];
           for (uint32_t p = 0; p < 3; ++p) bit[p] = LoadU32(bits + 8 * p + 4 * half) >> lane & 1u;
@@ -71,7 +69,7 @@ TIERCEL_DEVICE void LlfDecodeAs(Segment& job) {
           value[half] = llf::Bf16Join(low[half * 32 + lane], codebook[mine]);
         }
       }
-      if (Ballot(escaped) != 0) {
+      if (escapes != 0) {  // Whatever the codes are: the list alone says where.
         uint32_t at = 0;
         for (uint32_t high = escapes; at < high;) {
           const uint32_t middle = at + (high - at) / 2;
