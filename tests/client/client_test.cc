@@ -525,7 +525,11 @@ TEST_F(ClientTest, ALossyCodecsBlockGoesToThoseWhoAcceptItsClassAndToNobodyElse)
   Connect(connect);
   const Chain chain = MakeChain(1);
   const std::vector<PutSource> source = {{PutSource::Kind::kBlock, block, nullptr, {}}};
-  const Completion put = client_->Put(chain, 0, source, layout);
+  const Completion refused = client_->Put(chain, 0, source, layout);
+  EXPECT_EQ(refused.blocks[0].status, Code::kInvalidArgument) << "a put that says nothing is exact";
+  RequestOptions as_near;
+  as_near.put_class = QualityClass::kNear;
+  const Completion put = client_->Put(chain, 0, source, layout, as_near);
   ASSERT_EQ(put.prefix, 1u) << static_cast<int>(put.blocks[0].status);
   EXPECT_EQ(put.blocks[0].quality, QualityClass::kNear);
   EXPECT_LT(put.blocks[0].record_bytes, block.size() * 9 / 16);
