@@ -173,10 +173,10 @@ struct Work {
     const float inverse = 8.0f / step;
     std::fill_n(x + exact_at(), exact, 0.0f);
     int64_t sum = 0;
-    if (!fns.sum(x, g.stride, inverse, LimitOf(steps.highest()), &sum)) return std::nullopt;
+    if (!fns.sum(x, g.stride, inverse, &sum)) return std::nullopt;
     int32_t mean = Mean(sum, n);
     if (steps.any()) {
-      fns.quantize_levels(x, g.stride, inverse, static_cast<float>(mean), steps.inverses(), arrays.q);
+      if (!fns.quantize_levels(x, g.stride, inverse, static_cast<float>(mean), steps.inverses(), arrays.q)) return std::nullopt;
     } else {
       mean = QuantiseRounds(x, inverse, mean, n);
     }

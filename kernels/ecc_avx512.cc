@@ -24,8 +24,8 @@ template <bool kFp16>
 TIERCEL_AVX512 void NarrowAll(const float* from, size_t n, uint16_t* to) {
   NarrowColumn<kFp16>(from, n / 32 * 32, to);
 }
-TIERCEL_AVX512 bool SumAll(const float* x, size_t n, float inverse, float limit, int64_t* sum) {
-  return SumColumn(x, n / 32 * 32, inverse, limit, sum);
+TIERCEL_AVX512 bool SumAll(const float* x, size_t n, float inverse, int64_t* sum) {
+  return SumColumn(x, n / 32 * 32, inverse, sum);
 }
 TIERCEL_AVX512 Sums QuantizeAll(const float* x, size_t n, float inverse, float mean, int16_t* q) {
   return QuantizeColumn(x, n / 32 * 32, inverse, mean, q);
@@ -33,8 +33,8 @@ TIERCEL_AVX512 Sums QuantizeAll(const float* x, size_t n, float inverse, float m
 TIERCEL_AVX512 void RebuildAll(const int16_t* q, size_t n, float step, float mean, float* x) {
   RebuildColumn(q, n / 32 * 32, step, mean, x);
 }
-TIERCEL_AVX512 void QuantizeLevelsAll(const float* x, size_t n, float inverse, float mean, const float* own_inverse, int16_t* q) {
-  QuantizeLevels(x, n / 32 * 32, inverse, mean, own_inverse, q);
+TIERCEL_AVX512 bool QuantizeLevelsAll(const float* x, size_t n, float inverse, float mean, const float* own_inverse, int16_t* q) {
+  return QuantizeLevels(x, n / 32 * 32, inverse, mean, own_inverse, q);
 }
 TIERCEL_AVX512 void RebuildLevelsAll(const int16_t* q, size_t n, float step, float mean, const float* own, float* x) {
   RebuildLevels(q, n / 32 * 32, step, mean, own, x);

@@ -22,6 +22,7 @@
 namespace tiercel::ecc {
 
 inline constexpr float kLimit = 65528.0f;  // Of y; beyond it, and of NaN, the segment is stored RAW.
+inline constexpr int32_t kMostLevelled = (1 << 14) - 1;  // Of q, where tokens have steps of their own; the same.
 inline constexpr uint32_t kLeastStep = 0x0d80;  // 2^-100 as bf16 bits, and
 inline constexpr uint32_t kMostStep = 0x7180;   // 2^100: eighths and quotients of steps stay normal.
 
@@ -94,13 +95,13 @@ template <bool kFp16>
 constexpr void NarrowColumn(const float* from, size_t n, uint16_t* to) {
   for (size_t i = 0; i < n; ++i) to[i] = Narrow<kFp16>(from[i]);
 }
-// The sum of rint(x * inverse); false where one is beyond the limit (at most kLimit) or no number.
-constexpr bool SumColumn(const float* x, size_t n, float inverse, float limit, int64_t* sum) {
+// The sum of rint(x * inverse); false where one is beyond kLimit or no number.
+constexpr bool SumColumn(const float* x, size_t n, float inverse, int64_t* sum) {
   int32_t total = 0;
   int32_t outside = 0;
   for (size_t i = 0; i < n; ++i) {
     const float y = x[i] * inverse;
-    const bool inside = y <= limit && y >= -limit;
+    const bool inside = y <= kLimit && y >= -kLimit;
     outside |= inside ? 0 : 1;
     total += static_cast<int32_t>(Round(inside ? y : 0.0f));
   }
@@ -121,15 +122,19 @@ constexpr Sums QuantizeColumn(const float* x, size_t n, float inverse, float mea
   }
   return {values, magnitudes};
 }
-// With each token's own step, its inverse to quantise and itself to rebuild.
-constexpr void QuantizeLevels(const float* x, size_t n, float inverse, float mean, const float* own_inverse, int16_t* q) {
+// With each token's own step: its inverse to quantise, itself to rebuild. False where one is beyond kMostLevelled.
+constexpr bool QuantizeLevels(const float* x, size_t n, float inverse, float mean, const float* own_inverse, int16_t* q) {
+  int32_t outside = 0;
   for (size_t i = 0; i < n; ++i) {
     const float y = x[i] * inverse;
     const float centred = y - mean;
     const float eighth = centred * 0.125f;
     const float own = eighth * own_inverse[i];
-    q[i] = static_cast<int16_t>(static_cast<int32_t>(Round(own)));
+    const auto v = static_cast<int32_t>(Round(own));
+    outside |= v > kMostLevelled || v < -kMostLevelled ? 1 : 0;
+    q[i] = static_cast<int16_t>(v);
   }
+  return outside == 0;
 }
 constexpr void RebuildLevels(const int16_t* q, size_t n, float step, float mean, const float* own, float* x) {
   for (size_t i = 0; i < n; ++i) {
@@ -138,8 +143,6 @@ constexpr void RebuildLevels(const int16_t* q, size_t n, float step, float mean,
     x[i] = scaled + mean;
   }
 }
-// What |y| is at most where `highest` is the highest level, or 0 where all are lower.
-constexpr float LimitOf(int32_t highest) { return kLimit * levels::StepOf(highest); }
 constexpr void RebuildColumn(const int16_t* q, size_t n, float step, float mean, float* x) {
   for (size_t i = 0; i < n; ++i) {
     const float scaled = static_cast<float>(q[i]) * step;
@@ -254,10 +257,10 @@ constexpr HeadFault ReadHead(const Byte* bytes, uint64_t size, uint32_t dtype, u
 struct ColumnFns {
   void (*widen)(const uint16_t*, size_t, float*);
   void (*narrow)(const float*, size_t, uint16_t*);
-  bool (*sum)(const float*, size_t, float, float, int64_t*);
+  bool (*sum)(const float*, size_t, float, int64_t*);
   Sums (*quantize)(const float*, size_t, float, float, int16_t*);
   void (*rebuild)(const int16_t*, size_t, float, float, float*);
-  void (*quantize_levels)(const float*, size_t, float, float, const float*, int16_t*);
+  bool (*quantize_levels)(const float*, size_t, float, float, const float*, int16_t*);
   void (*rebuild_levels)(const int16_t*, size_t, float, float, const float*, float*);
   void (*rotate)(float*, float*, size_t, const float*, const float*);
   void (*unrotate)(float*, float*, size_t, const float*, const float*);

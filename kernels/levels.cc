@@ -37,7 +37,6 @@ void TokenSteps::Set(std::span<const int8_t> levels, uint32_t exact) {
     steps_[i] = levels::StepOf(levels[order_[i]]);
     inverses_[i] = levels::InverseStepOf(levels[order_[i]]);
   }
-  highest_ = exact < tokens_ ? std::max<int32_t>(0, levels[order_[0]]) : 0;
 }
 
 const float* TokenSteps::Ordered(const float* table, size_t rows, size_t pitch, float* room) const {

@@ -48,7 +48,6 @@ class TokenSteps {
   const uint16_t* order() const { return any_ ? order_ : nullptr; }  // Of columns.h.
   const float* steps() const { return steps_; }        // [stride]: what a token's step is multiplied with.
   const float* inverses() const { return inverses_; }  // [stride]: of those.
-  int32_t highest() const { return highest_; }         // Level of a token that is not exact, at least 0.
   // Where in a column the exact tokens are.
   uint32_t exact_at(uint32_t exact) const { return any_ ? tokens_ - exact : 0; }
   // A table of rows `pitch` apart as [rows][stride] in the order of tokens: `room`, and without an order the table
@@ -59,7 +58,6 @@ class TokenSteps {
   uint32_t tokens_;
   size_t stride_;
   bool any_ = false;
-  int32_t highest_ = 0;
   int8_t* levels_;
   uint16_t* order_;
   float* steps_;
