@@ -300,7 +300,7 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
   if (levels) steps.Set(context.levels, context.exact_tokens);
   const RopeTables turns = rope ? InOrder(*context.rope, steps, g, arrays.turns) : RopeTables{};
   const Work work{shape, g, Fns(fp16), arrays, steps, rope ? &turns : nullptr, context.exact_tokens};
-  const uint32_t log_bands = levels ? levels::LogBandsFor(g.tokens, g.columns) : 0;
+  const uint32_t log_bands = levels ? levels::LogBandsFor(g.tokens) : 0;
   const uint64_t steps_at = Head::Bytes(levels);
   const uint64_t exact_at = steps_at + 2 * uint64_t{groups.count()};
   const uint64_t lists_at = exact_at + 2 * uint64_t{work.exact} * g.columns;

@@ -221,7 +221,7 @@ class KltCodec final : public Codec {
     const klt::Fns fns = klt::ActiveFns();
     const bool levels = levels::Any(context.levels, exact);
     if (levels) work.steps.Set(context.levels, exact);
-    const uint32_t log_bands = levels ? levels::LogBandsFor(work.tokens, work.columns) : 0;
+    const uint32_t log_bands = levels ? levels::LogBandsFor(work.tokens) : 0;
     const size_t exact_bytes = size_t{exact} * work.columns * 2;
     // The exact tokens wait at the end of out until it is known where they go.
     if (out.size() < kHeaderBytes + exact_bytes) return std::nullopt;

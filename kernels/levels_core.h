@@ -90,10 +90,12 @@ constexpr uint32_t MostLogBands(uint32_t tokens) {
   while (!BandsFit(log, tokens)) --log;
   return log;
 }
-// The encoder's choice.
-constexpr uint32_t LogBandsFor(uint32_t tokens, uint32_t /*columns*/) {
-  if (tokens % 128 == 0) return 2;
-  return tokens % 64 == 0 ? 1 : 0;
+// The encoder's choice: as many bands as fit and have this many tokens.
+inline constexpr uint32_t kLeastBand = 64;
+constexpr uint32_t LogBandsFor(uint32_t tokens) {
+  uint32_t log = kMaxLogBands;
+  while (log > 0 && (!BandsFit(log, tokens) || tokens >> log < kLeastBand)) --log;
+  return log;
 }
 
 // Classes lie [column][band]. The rank of a band's class is foretold from the band before, moved by the
