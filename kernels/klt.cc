@@ -33,11 +33,12 @@ namespace tiercel {
 namespace klt {
 namespace {
 
-void Analyse(uint32_t n, const float* analysis, const float* x, size_t stride, const float* inverse_steps, int16_t* q) {
+void Analyse(uint32_t n, const float* analysis, const float* mean, const float* x, size_t stride,
+             const float* inverse_steps, float* /*panel*/, int16_t* q) {
   for (uint32_t c = 0; c < n; ++c) {
     for (size_t t = 0; t < stride; ++t) {
       float sum = 0;
-      for (uint32_t j = 0; j < n; ++j) sum = __builtin_fmaf(analysis[size_t{c} * n + j], x[j * stride + t], sum);
+      for (uint32_t j = 0; j < n; ++j) sum = __builtin_fmaf(analysis[size_t{c} * n + j], x[j * stride + t] - mean[j], sum);
       q[c * stride + t] = Quantize(sum, inverse_steps[t]);
     }
   }
@@ -80,10 +81,6 @@ void StoreBf16(const float* x, size_t stride, uint16_t* values) {
   for (size_t t = 0; t < stride; ++t) values[t] = ToBf16(x[t]);
 }
 
-void Add(float* x, size_t stride, float what) {
-  for (size_t t = 0; t < stride; ++t) x[t] += what;
-}
-
 void Weigh(uint32_t n, const float* x, size_t stride, const float* mean, const float* weight, float* z) {
   for (size_t t = 0; t < stride; ++t) {
     for (uint32_t j = 0; j < n; ++j) z[t] = levels::Weigh(z[t], x[j * stride + t], mean[j], weight[j]);
@@ -92,7 +89,7 @@ void Weigh(uint32_t n, const float* x, size_t stride, const float* mean, const f
 
 }  // namespace
 
-Fns ScalarFns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Add, Weigh}; }
+Fns ScalarFns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Weigh}; }
 
 }  // namespace klt
 
@@ -112,6 +109,7 @@ struct Work {
   float* turns;     // [2][dim / 2][stride]
   float* factor;    // [kMaxTransform]
   float* inverses;  // [stride]
+  float* panel;     // [kMaxTransform][32]
   int32_t* room;    // 32 words a pair
   uint16_t* active;
   uint8_t* classes;  // [columns][bands]
@@ -134,6 +132,7 @@ struct Work {
         .Add<float>(shape.dim * stride)
         .Add<float>(kMaxTransform)
         .Add<float>(stride)
+        .Add<float>(kMaxTransform * 32)
         .Add<int32_t>(kMaxTransform * 16)
         .Add<uint16_t>(kMaxTransform)
         .Add<uint8_t>(uint64_t{columns} << log_bands)
@@ -156,6 +155,7 @@ struct Work {
         turns(carver.Take<float>(shape.dim * stride)),
         factor(carver.Take<float>(kMaxTransform)),
         inverses(carver.Take<float>(stride)),
+        panel(carver.Take<float>(kMaxTransform * 32)),
         room(carver.Take<int32_t>(kMaxTransform * 16)),
         active(carver.Take<uint16_t>(kMaxTransform)),
         classes(carver.Take<uint8_t>(uint64_t{columns} << levels::MostLogBands(tokens))),
@@ -232,9 +232,8 @@ class KltCodec final : public Codec {
     Turn(shape, context, work, fns, /*back=*/true);
     for (uint32_t first = 0, group = 0; first < work.columns; first += GroupSize(shape), ++group) {
       const KltTransform& transform = *TransformOf(shape, context, group);
-      for (uint32_t j = 0; j < transform.n; ++j) fns.add(work.x + (first + j) * work.stride, work.stride, -transform.mean[j]);
-      fns.analyse(transform.n, transform.analysis.data(), work.x + first * work.stride, work.stride, work.inverses,
-                  work.q + first * work.stride);
+      fns.analyse(transform.n, transform.analysis.data(), transform.mean.data(), work.x + first * work.stride, work.stride,
+                  work.inverses, work.panel, work.q + first * work.stride);
     }
     const uint32_t band_tokens = work.tokens >> log_bands;
     rans::Encoder encoder(rans::TableSet::kQuantized, work.columns << log_bands, band_tokens, work.coder);

@@ -7,18 +7,27 @@
 
 #define TIERCEL_AVX2 __attribute__((target("avx2,fma")))
 
+// Sums stay in registers only where these loops are none.
+#if defined(__clang__)
+#define TIERCEL_UNROLL _Pragma("unroll")
+#else
+#define TIERCEL_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace tiercel::klt {
 namespace {
 
 // kRows coefficients of 16 tokens at once.
 template <uint32_t kRows>
-TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const float* x, size_t stride,
-                                     const float* inverse_steps, int16_t* q) {
+TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const float* panel,
+                                     const float* inverse_steps, int16_t* q, size_t stride) {
   __m256 sum[kRows][2];
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm256_setzero_ps();
   for (uint32_t j = 0; j < n; ++j) {
-    const __m256 a = _mm256_loadu_ps(x + j * stride);
-    const __m256 b = _mm256_loadu_ps(x + j * stride + 8);
+    const __m256 a = _mm256_loadu_ps(panel + size_t{j} * 16);
+    const __m256 b = _mm256_loadu_ps(panel + size_t{j} * 16 + 8);
+    TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m256 w = _mm256_set1_ps(analysis[size_t{k} * n + j]);
       sum[k][0] = _mm256_fmadd_ps(w, a, sum[k][0]);
@@ -27,8 +36,10 @@ TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const fl
   }
   const __m256 most = _mm256_set1_ps(static_cast<float>(kMaxCoefficient));
   const __m256 least = _mm256_set1_ps(static_cast<float>(-kMaxCoefficient));
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) {
     __m256i whole[2];
+    TIERCEL_UNROLL
     for (uint32_t half = 0; half < 2; ++half) {
       whole[half] = _mm256_cvtps_epi32(
           _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(sum[k][half], _mm256_loadu_ps(inverse_steps + half * 8)), most), least));
@@ -38,16 +49,18 @@ TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const fl
   }
 }
 
-TIERCEL_AVX2 void Analyse(uint32_t n, const float* analysis, const float* x, size_t stride,
-                          const float* inverse_steps, int16_t* q) {
+TIERCEL_AVX2 void Analyse(uint32_t n, const float* analysis, const float* mean, const float* x, size_t stride,
+                          const float* inverse_steps, float* panel, int16_t* q) {
   for (size_t t = 0; t < stride; t += 16) {
+    // Side by side: columns a power of two apart would push each other out of the first cache.
+    for (uint32_t j = 0; j < n; ++j) {
+      const __m256 m = _mm256_set1_ps(mean[j]);
+      _mm256_storeu_ps(panel + size_t{j} * 16, _mm256_sub_ps(_mm256_loadu_ps(x + j * stride + t), m));
+      _mm256_storeu_ps(panel + size_t{j} * 16 + 8, _mm256_sub_ps(_mm256_loadu_ps(x + j * stride + t + 8), m));
+    }
     uint32_t c = 0;
-    for (; c + 4 <= n; c += 4) {
-      AnalyseRows<4>(n, analysis + size_t{c} * n, x + t, stride, inverse_steps + t, q + c * stride + t);
-    }
-    for (; c < n; ++c) {
-      AnalyseRows<1>(n, analysis + size_t{c} * n, x + t, stride, inverse_steps + t, q + c * stride + t);
-    }
+    for (; c + 4 <= n; c += 4) AnalyseRows<4>(n, analysis + size_t{c} * n, panel, inverse_steps + t, q + c * stride + t, stride);
+    for (; c < n; ++c) AnalyseRows<1>(n, analysis + size_t{c} * n, panel, inverse_steps + t, q + c * stride + t, stride);
   }
 }
 
@@ -56,18 +69,22 @@ TIERCEL_AVX2 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs
                                         uint32_t count, const int32_t* room, const float* factor,
                                         const float* steps, const float* mean, float* x, size_t stride) {
   __m256i sum[kRows][2];
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm256_setzero_si256();
   for (uint32_t i = 0; i < count; ++i) {
     const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(room + size_t{i} * 16));
     const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(room + size_t{i} * 16 + 8));
     const int32_t* at = pairs + active[i];
+    TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m256i w = _mm256_set1_epi32(at[size_t{k} * row_pairs]);
       sum[k][0] = _mm256_add_epi32(sum[k][0], _mm256_madd_epi16(a, w));
       sum[k][1] = _mm256_add_epi32(sum[k][1], _mm256_madd_epi16(b, w));
     }
   }
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) {
+    TIERCEL_UNROLL
     for (uint32_t half = 0; half < 2; ++half) {
       const __m256 common = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[k][half]), _mm256_set1_ps(factor[k]));
       const __m256 scaled = _mm256_mul_ps(common, _mm256_loadu_ps(steps + half * 8));
@@ -153,11 +170,6 @@ TIERCEL_AVX2 void StoreBf16(const float* x, size_t stride, uint16_t* values) {
   }
 }
 
-TIERCEL_AVX2 void Add(float* x, size_t stride, float what) {
-  const __m256 w = _mm256_set1_ps(what);
-  for (size_t t = 0; t < stride; t += 8) _mm256_storeu_ps(x + t, _mm256_add_ps(_mm256_loadu_ps(x + t), w));
-}
-
 TIERCEL_AVX2 void Weigh(uint32_t n, const float* x, size_t stride, const float* mean, const float* weight, float* z) {
   for (size_t t = 0; t < stride; t += 16) {
     __m256 a = _mm256_loadu_ps(z + t);
@@ -175,7 +187,7 @@ TIERCEL_AVX2 void Weigh(uint32_t n, const float* x, size_t stride, const float* 
 
 }  // namespace
 
-Fns Avx2Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Add, Weigh}; }
+Fns Avx2Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Weigh}; }
 
 }  // namespace tiercel::klt
 
