@@ -17,7 +17,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "numbers are read where they lie");
 
-enum SectionType : uint16_t { kAbout = 1, kRope = 2, kHeadScales = 3, kSteps = 4, kTransform = 5 };
+enum SectionType : uint16_t { kAbout = 1, kRope = 2, kHeadScales = 3, kSteps = 4, kTransform = 5, kLevels = 6 };
 constexpr uint16_t kNoLayer = 0xffff;
 constexpr size_t kStepBytes = 16;
 
@@ -118,9 +118,9 @@ Result<std::span<const float>> Artifact::Floats(uint64_t at, uint64_t count, con
 
 Status Artifact::ReadSection(const Entry& entry) {
   const std::byte* at = bytes_.data() + entry.offset;
-  const bool placed = entry.type == kHeadScales || entry.type == kTransform;
+  const bool placed = entry.type == kHeadScales || entry.type == kTransform || entry.type == kLevels;
   if (placed && (entry.layer >= layers_ || entry.kind < 1 || entry.kind > 2)) return Bad("{}: no such layer or kind", entry.name());
-  if (!placed && entry.type <= kTransform && (entry.layer != kNoLayer || entry.kind != 0 || entry.group != 0)) {
+  if (!placed && entry.type <= kLevels && (entry.layer != kNoLayer || entry.kind != 0 || entry.group != 0)) {
     return Bad("{} belongs to no layer", entry.name());
   }
   switch (entry.type) {
@@ -153,6 +153,8 @@ Status Artifact::ReadSection(const Entry& entry) {
     }
     case kTransform:
       return ReadTransform(entry);
+    case kLevels:
+      return ReadLevels(entry);
     default:
       return OkStatus();
   }
@@ -185,6 +187,25 @@ Status Artifact::ReadTransform(const Entry& entry) {
   }
   transforms_[{entry.layer, entry.kind, entry.group}] = std::move(transform);
   return OkStatus();
+}
+
+Status Artifact::ReadLevels(const Entry& entry) {
+  constexpr uint64_t kHead = 16;
+  const uint64_t n = uint64_t{kv_heads_} * head_dim_k_;
+  if (entry.n != n || entry.group != 0) return Bad("{}: {} dimensions, K has {} of all heads, group 0", entry.name(), entry.n, n);
+  if (entry.bytes != kHead + 8 * n) return Bad("{}: {} bytes for {} dimensions", entry.name(), entry.bytes, n);
+  if (!IsZero({bytes_.data() + entry.offset + 8, 8})) return Bad("{}: a reserved field is not 0", entry.name());
+  TIERCEL_ASSIGN(const auto position, Floats(entry.offset, 2, "position"));
+  LevelWeights levels{position[0], position[1], {}, {}};
+  TIERCEL_ASSIGN(levels.mean, Floats(entry.offset + kHead, n, "mean"));
+  TIERCEL_ASSIGN(levels.weight, Floats(entry.offset + kHead + 4 * n, n, "weight"));
+  levels_[{entry.layer, entry.kind, uint8_t{0}}] = levels;
+  return OkStatus();
+}
+
+const LevelWeights* Artifact::Levels(uint16_t layer, SegmentKind kind) const {
+  const auto found = levels_.find({layer, static_cast<uint8_t>(kind), uint8_t{0}});
+  return found == levels_.end() ? nullptr : &found->second;
 }
 
 const KltTransform* Artifact::Find(uint16_t layer, SegmentKind kind, uint8_t group) const {

@@ -1,8 +1,9 @@
 // Artifact (KVA1) holds what was measured of one model so that its KV can be coded well: the transforms of
-// EC-K and EC-X, the scales of EC-C's heads, the rotation of its keys, and which step gives which class.
+// EC-K and EC-X, the scales of EC-C's heads, the rotation of its keys, what foretells a token's own step, and
+// which step gives which class.
 // Written by `tiercel codec calibrate`, named by its content.
 //
-//   bytes --> Artifact::Parse (every size, order and number checked once) --> Find, steps, head scales
+//   bytes --> Artifact::Parse (every size, order and number checked once) --> Find, steps, head scales, levels
 //
 // Invariants
 //   All numbers are finite and every transform's scales are not zero: a codec need not look again.
@@ -51,6 +52,15 @@ struct KltTransform {
   uint32_t row_pairs() const { return (n + 1) / 2; }
 };
 
+// What foretells the level of a token's step in one plane, from K of its layer before rotation: a number of
+// half octaves, position_weight * (log2 position - position_mean) + the sum of weight * (k - mean).
+struct LevelWeights {
+  float position_weight = 0;
+  float position_mean = 0;
+  std::span<const float> mean;    // [kv_heads * head_dim_k], head by head.
+  std::span<const float> weight;  // The same.
+};
+
 struct QualityStep {
   CodecId codec = CodecId::kEcX;
   QualityClass quality = QualityClass::kNear;
@@ -77,6 +87,9 @@ class Artifact {
   const KltTransform* Find(uint16_t layer, SegmentKind kind, uint8_t group) const;
   // [kv_heads], or empty.
   std::span<const float> HeadScales(uint16_t layer, SegmentKind kind) const;
+  // Null: there are none.
+  const LevelWeights* Levels(uint16_t layer, SegmentKind kind) const;
+  bool has_levels() const { return !levels_.empty(); }
   std::span<const QualityStep> steps() const { return steps_; }
   // The step for that class, or for the next better one that was measured.
   std::optional<QualityStep> StepOf(CodecId codec, QualityClass quality) const;
@@ -88,6 +101,7 @@ class Artifact {
   Artifact() = default;
   Status ReadSection(const Entry& entry);
   Status ReadTransform(const Entry& entry);
+  Status ReadLevels(const Entry& entry);
   // [count] numbers at an offset of the file, all finite.
   Result<std::span<const float>> Floats(uint64_t at, uint64_t count, const char* what) const;
 
@@ -100,6 +114,7 @@ class Artifact {
   std::vector<QualityStep> steps_;
   std::map<Key, KltTransform> transforms_;
   std::map<Key, std::span<const float>> head_scales_;
+  std::map<Key, LevelWeights> levels_;
 };
 
 // The artifacts of this process, by id: whoever decodes a record finds its own here. Any thread.

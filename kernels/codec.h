@@ -91,6 +91,8 @@ struct CodecContext {
   uint32_t exact_tokens = 0;                    // So many from the first stay as they are.
   // EC-C: multiply the step, of each part and head of the segment, [part][head]; empty: all 1.
   std::span<const float> scales = {};
+  // EC-C, EC-K, EC-X: of each token how many half octaves its step is smaller, -8 to 7 (levels_core.h); empty: none.
+  std::span<const int8_t> levels = {};
   uint32_t split_dim = 0;  // EC-C: dims of part 0, of heads that have two (K and V, latent and rope); 0: one.
 };
 // Whether a rotation's dims lie in the segment's heads, and its tables cover the tokens.

@@ -27,13 +27,14 @@ constexpr size_t ColumnStride(uint32_t tokens) { return (size_t{tokens} + 31) / 
 constexpr uint32_t ColumnCount(const SegmentShape& shape) { return shape.heads * shape.dim; }
 
 // T is uint8_t, uint16_t or uint32_t, as wide as the dtype; raw is the whole plane. stride is at least
-// ColumnStride(tokens).
+// ColumnStride(tokens). order: value i of a column is that of token order[i], which has each token once; null:
+// of token i.
 template <class T>
 void LoadColumns(const SegmentShape& shape, ByteSpan raw, uint32_t first, uint32_t count,
-                 T* columns, size_t stride);
+                 T* columns, size_t stride, const uint16_t* order = nullptr);
 template <class T>
 void StoreColumns(const SegmentShape& shape, const T* columns, size_t stride, uint32_t first,
-                  uint32_t count, MutableByteSpan raw);
+                  uint32_t count, MutableByteSpan raw, const uint16_t* order = nullptr);
 
 }  // namespace tiercel
 

@@ -15,17 +15,20 @@ TIERCEL_AVX2 inline void Ask(const uint16_t* row) {
   _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(row) + 64), _MM_HINT_T1);
 }
 
-// Rows and columns of 16 x 16; unless kWhole, only the first `in` rows are read and the first `out` ones
-// written. By itself: woven into its caller's loops, every row would keep a pointer in memory.
-template <bool kWhole>
-TIERCEL_AVX2 __attribute__((noinline)) void Tile(const uint16_t* from, size_t from_pitch, size_t in, uint16_t* to,
-                                                size_t to_pitch, size_t out) {
+// Rows and columns of 16 x 16, from row r and column c on; unless kWhole, only the first `in` rows are read
+// and the first `out` ones written. By itself: woven into its caller's loops, every row would keep a pointer
+// in memory.
+template <bool kWhole, class In, class Out>
+TIERCEL_AVX2 __attribute__((noinline)) void Tile(const uint16_t* from, In from_row, size_t r, size_t in, uint16_t* to,
+                                                Out to_row, size_t c, size_t out) {
+  from += c;
+  to += r;
   __m256i a[16];
   __m256i b[16];
   // Row r and r + 8 side by side, so that unpacking within 128 bits ends with whole columns.
   for (size_t i = 0; i < 16; ++i) {
-    a[i] = kWhole || i < in ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * from_pitch))
-                  : _mm256_setzero_si256();
+    a[i] = kWhole || i < in ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + from_row(r + i)))
+                            : _mm256_setzero_si256();
   }
   for (size_t i = 0; i < 8; ++i) {
     b[i] = _mm256_permute2x128_si256(a[i], a[i + 8], 0x20);      // Columns 0..7.
@@ -48,10 +51,42 @@ TIERCEL_AVX2 __attribute__((noinline)) void Tile(const uint16_t* from, size_t fr
     for (size_t i = 0; i < 4; ++i) {
       const __m256i low = _mm256_unpacklo_epi64(z[i], z[i + 4]);
       const __m256i high = _mm256_unpackhi_epi64(z[i], z[i + 4]);
-      uint16_t* const row = to + (half + 2 * i) * to_pitch;
-      if (kWhole || half + 2 * i < out) _mm256_storeu_si256(reinterpret_cast<__m256i*>(row), low);
-      if (kWhole || half + 2 * i + 1 < out) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row + to_pitch), high);
+      const size_t k = half + 2 * i;
+      if (kWhole || k < out) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + to_row(c + k)), low);
+      if (kWhole || k + 1 < out) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + to_row(c + k + 1)), high);
+    }
+  }
+}
+
+struct EvenRows {
+  size_t pitch;
+  size_t operator()(size_t r) const { return r * pitch; }
+};
+struct OrderedRows {
+  size_t pitch;
+  const uint16_t* order;
+  size_t operator()(size_t r) const { return order[r] * pitch; }
+};
+
+template <class In, class Out>
+TIERCEL_AVX2 void Tiles(const uint16_t* from, In from_row, size_t rows, size_t cols, uint16_t* to, Out to_row,
+                        bool room_in_from) {
+  // 32 columns at a time, which are a cache line of `from`.
+  for (size_t c0 = 0; c0 < cols; c0 += 32) {
+    const size_t c1 = c0 + 32 < cols ? c0 + 32 : cols;
+    for (size_t r = 0; r < rows; r += 16) {
+      if (!room_in_from) {  // From a plane to columns.
+        for (size_t i = r; i < r + 16 && i < rows; ++i) Ask(from + from_row(i) + c0);
+      }
+      for (size_t c = c0; c < c1; c += 16) {
+        if (room_in_from && r % 32 == 0) {  // From columns to a plane: its rows are these columns.
+          for (size_t i = c; i < c + 16 && i < cols; ++i) Ask(to + to_row(i) + r);
+        }
+        if (rows - r >= 16 && cols - c >= 16) {
+          Tile<true>(from, from_row, r, 16, to, to_row, c, 16);
+        } else {
+          Tile<false>(from, from_row, r, rows - r, to, to_row, c, cols - c);
+        }
       }
     }
   }
@@ -59,41 +94,22 @@ TIERCEL_AVX2 __attribute__((noinline)) void Tile(const uint16_t* from, size_t fr
 
 }  // namespace
 
-TIERCEL_AVX2 void TransposeAvx2(const uint16_t* from, size_t from_pitch, size_t rows, size_t cols,
-                                uint16_t* to, size_t to_pitch, bool room_in_from,
-                                bool room_in_to) {
+TIERCEL_AVX2 void TransposeAvx2(const uint16_t* from, Rows from_rows, size_t rows, size_t cols, uint16_t* to,
+                                Rows to_rows, bool room_in_from, bool room_in_to) {
   // What the tiles cannot take at the edges, one by one.
   const size_t wide_rows = room_in_to ? rows : rows / 16 * 16;
   const size_t wide_cols = room_in_from ? cols : cols / 16 * 16;
-  // 32 columns at a time, which are a cache line of `from`.
-  for (size_t c0 = 0; c0 < wide_cols; c0 += 32) {
-    const size_t c1 = c0 + 32 < wide_cols ? c0 + 32 : wide_cols;
-    for (size_t r = 0; r < wide_rows; r += 16) {
-      if (!room_in_from) {  // From a plane to columns.
-        for (size_t i = r; i < r + 16 && i < wide_rows; ++i) Ask(from + i * from_pitch + c0);
-      }
-      for (size_t c = c0; c < c1; c += 16) {
-        const uint16_t* const at = from + r * from_pitch + c;
-        uint16_t* const out = to + c * to_pitch + r;
-        if (room_in_from && r % 32 == 0) {  // From columns to a plane: its rows are these columns.
-          for (size_t i = c; i < c + 16 && i < wide_cols; ++i) Ask(to + i * to_pitch + r);
-        }
-        if (wide_rows - r >= 16 && wide_cols - c >= 16) {
-          Tile<true>(at, from_pitch, 16, out, to_pitch, 16);
-        } else {
-          Tile<false>(at, from_pitch, wide_rows - r, out, to_pitch, wide_cols - c);
-        }
-      }
-    }
+  const EvenRows even_from{from_rows.pitch};
+  const EvenRows even_to{to_rows.pitch};
+  if (from_rows.order != nullptr) {
+    Tiles(from, OrderedRows{from_rows.pitch, from_rows.order}, wide_rows, wide_cols, to, even_to, room_in_from);
+  } else if (to_rows.order != nullptr) {
+    Tiles(from, even_from, wide_rows, wide_cols, to, OrderedRows{to_rows.pitch, to_rows.order}, room_in_from);
+  } else {
+    Tiles(from, even_from, wide_rows, wide_cols, to, even_to, room_in_from);
   }
-  if (wide_rows < rows) {
-    TransposeScalar(from + wide_rows * from_pitch, from_pitch, rows - wide_rows, wide_cols,
-                    to + wide_rows, to_pitch);
-  }
-  if (wide_cols < cols) {
-    TransposeScalar(from + wide_cols, from_pitch, rows, cols - wide_cols, to + wide_cols * to_pitch,
-                    to_pitch);
-  }
+  TransposeScalar(from, from_rows, wide_rows, rows, 0, wide_cols, to, to_rows);
+  TransposeScalar(from, from_rows, 0, rows, wide_cols, cols, to, to_rows);
 }
 
 }  // namespace tiercel::columns

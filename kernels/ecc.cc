@@ -4,14 +4,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <span>
 
 #include "kernels/codec.h"
 #include "kernels/columns.h"
 #include "kernels/digest.h"
 #include "kernels/ecc_core.h"
 #include "kernels/isa.h"
+#include "kernels/levels.h"
 #include "kernels/rans.h"
 #include "kernels/scratch.h"
 
@@ -20,15 +23,15 @@ namespace {
 
 using namespace ecc;  // NOLINT: the codec's own words.
 
-constexpr size_t kHeader = 12;  // See docs/block-format.md; the steps follow.
+// Of the header; see docs/block-format.md.
 constexpr size_t kAtDtype = 1;
 constexpr size_t kAtFlags = 2;
 constexpr size_t kAtExact = 3;
 constexpr size_t kAtSplit = 4;
 constexpr size_t kAtStreams = 6;
+constexpr size_t kAtBands = 7;
 constexpr size_t kAtMeans = 8;
-constexpr uint8_t kFlagRope = 1;
-constexpr uint32_t kMaxExact = 64;
+constexpr size_t kAtLevels = 12;
 constexpr uint64_t kSymbolsAStream = 32 << 10;
 
 // A step in root mean squares of the segment, of each class; exact has none.
@@ -50,6 +53,8 @@ ColumnFns Fns(bool fp16) {
           SumColumn,
           QuantizeColumn,
           RebuildColumn,
+          QuantizeLevels,
+          RebuildLevels,
           RotateColumns,
           UnrotateColumns,
           MomentsOf,
@@ -91,10 +96,11 @@ struct Arrays {
   float* x;
   int16_t* q;
   int32_t* means;
-  int32_t* list;
-  uint8_t* classes;
+  std::span<int32_t> list;
+  uint8_t* classes;  // [columns][bands]
   std::byte* mean_bytes;
   std::byte* plane;  // The encoder's: what Decode will give.
+  float* turns;      // Of the rotation, in the order of tokens.
 
   static constexpr uint64_t kMeanBytes = 8;  // Of one, at most: the list's code has up to 49 bits.
   template <class Each>
@@ -104,43 +110,50 @@ struct Arrays {
     each.template operator()<float>(g.stride * unit);
     each.template operator()<int16_t>(g.stride);
     each.template operator()<int32_t>(g.columns);
-    each.template operator()<int32_t>(g.columns);
-    each.template operator()<uint8_t>(g.columns);
+    each.template operator()<int32_t>(ListSize(g));
+    each.template operator()<uint8_t>(uint64_t{g.columns} << levels::MostLogBands(g.tokens));
     each.template operator()<std::byte>(kMeanBytes * g.columns + 64);
     each.template operator()<std::byte>(2 * uint64_t{g.columns} * g.tokens);
+    each.template operator()<float>(g.stride * g.dim);
   }
+  static uint64_t ListSize(const Geometry& g) { return std::max<uint64_t>(g.columns, g.tokens); }
   static uint64_t Bytes(const Geometry& g) {
     ScratchSizer sizer;
     Layout(g, [&]<class U>(uint64_t count) { sizer.Add<U>(count); });
+    TokenSteps::AddScratch(sizer, g.stride);
     return sizer.bytes();
   }
   Arrays(const Geometry& g, ScratchCarver& carve) {
-    void* at[8];
+    void* at[9];
     size_t i = 0;
     Layout(g, [&]<class U>(uint64_t count) { at[i++] = carve.Take<U>(count); });
     tile = static_cast<uint16_t*>(at[0]);
     x = static_cast<float*>(at[1]);
     q = static_cast<int16_t*>(at[2]);
     means = static_cast<int32_t*>(at[3]);
-    list = static_cast<int32_t*>(at[4]);
+    list = {static_cast<int32_t*>(at[4]), ListSize(g)};
     classes = static_cast<uint8_t*>(at[5]);
     mean_bytes = static_cast<std::byte*>(at[6]);
     plane = static_cast<std::byte*>(at[7]);
+    turns = static_cast<float*>(at[8]);
   }
 };
 
-// One segment on its way through either direction.
+// One segment on its way through either direction. Columns hold the tokens in the order of `steps`.
 struct Work {
   const SegmentShape& shape;
   const Geometry g;
   const ColumnFns fns;
   const Arrays& arrays;
-  const RopeTables* rope;  // Null: none.
+  const TokenSteps& steps;
+  const RopeTables* rope;  // In that order; null: none.
   uint32_t exact;
+
+  uint32_t exact_at() const { return steps.exact_at(exact); }
 
   // Columns [first, first + count) of the plane as floats, keys unrotated; zeros behind the tokens.
   void Load(ByteSpan raw, uint32_t first, uint32_t count) const {
-    LoadColumns<uint16_t>(shape, raw, first, count, arrays.tile, g.stride);
+    LoadColumns<uint16_t>(shape, raw, first, count, arrays.tile, g.stride, steps.order());
     for (uint32_t c = 0; c < count; ++c) {
       uint16_t* const column = arrays.tile + c * g.stride;
       std::fill(column + g.tokens, column + g.stride, uint16_t{0});
@@ -154,6 +167,53 @@ struct Work {
   }
   float* Column(uint32_t c) const { return arrays.x + c * g.stride; }
 
+  // The integers of a column in arrays.q, and its mean; nothing where a value is beyond all steps.
+  std::optional<int32_t> Quantise(float* x, float step) const {
+    const auto n = static_cast<int64_t>(g.tokens - exact);
+    const float inverse = 8.0f / step;
+    std::fill_n(x + exact_at(), exact, 0.0f);
+    int64_t sum = 0;
+    if (!fns.sum(x, g.stride, inverse, &sum)) return std::nullopt;
+    int32_t mean = Mean(sum, n);
+    if (steps.any()) {
+      if (!fns.quantize_levels(x, g.stride, inverse, static_cast<float>(mean), steps.inverses(), arrays.q)) return std::nullopt;
+    } else {
+      mean = QuantiseRounds(x, inverse, mean, n);
+    }
+    std::fill_n(arrays.q + exact_at(), exact, int16_t{0});
+    return mean;
+  }
+  // A mean that what is decoded has, too, so that coding it again changes nothing; of wide columns
+  // one half a step lower, where their symbols lie evenly about 0.
+  int32_t QuantiseRounds(const float* x, float inverse, int32_t mean, int64_t n) const {
+    int32_t wide = 0;
+    for (int round = 0;; ++round) {
+      // Tokens that do not count: their q is 0, or nearly, and not in the sums.
+      const size_t behind = g.stride - g.tokens;
+      Sums sums = fns.quantize(x, g.stride, inverse, static_cast<float>(mean), arrays.q);
+      if (behind + exact != 0) {
+        const int32_t q = behind != 0 ? arrays.q[g.tokens] : arrays.q[0];
+        const auto others = static_cast<int64_t>(behind + exact);
+        sums.values -= others * q;
+        sums.magnitudes -= others * std::abs(q);
+      }
+      if (round == 0 && 4 * sums.magnitudes > 7 * n) wide = 4;
+      const int32_t change = round == 0 && wide != 0 ? wide : Mean(8 * sums.values, n) + wide;
+      if (change == 0 || round == 3) return mean;
+      mean += change;
+    }
+  }
+  // From arrays.q.
+  void Rebuild(float step, int32_t mean, float* x) const {
+    const float eighth = step * 0.125f;
+    const float level = static_cast<float>(mean) * eighth;
+    if (steps.any()) {
+      fns.rebuild_levels(arrays.q, g.stride, step, level, steps.steps(), x);
+    } else {
+      fns.rebuild(arrays.q, g.stride, step, level, x);
+    }
+  }
+
   // The floats of columns [first, first + count) to the plane. exact_values: of all columns, `exact`
   // each.
   void Store(uint32_t first, uint32_t count, const std::byte* exact_values,
@@ -166,12 +226,23 @@ struct Work {
     }
     fns.narrow(arrays.x, count * g.stride, arrays.tile);
     for (uint32_t c = 0; exact != 0 && c < count; ++c) {
-      std::memcpy(arrays.tile + c * g.stride, exact_values + size_t{2} * exact * (first + c),
+      std::memcpy(arrays.tile + c * g.stride + exact_at(), exact_values + size_t{2} * exact * (first + c),
                   size_t{2} * exact);
     }
-    StoreColumns<uint16_t>(shape, arrays.tile, g.stride, first, count, raw);
+    StoreColumns<uint16_t>(shape, arrays.tile, g.stride, first, count, raw, steps.order());
   }
 };
+
+// The rotation's tables in the order of tokens.
+RopeTables InOrder(const RopeTables& tables, const TokenSteps& steps, const Geometry& g, float* room) {
+  if (!steps.any()) return tables;
+  const size_t pairs = tables.rope.pairs();
+  RopeTables ordered = tables;
+  ordered.stride = g.stride;
+  ordered.cos = steps.Ordered(tables.cos, pairs, tables.stride, room);
+  ordered.sin = steps.Ordered(tables.sin, pairs, tables.stride, room + pairs * g.stride);
+  return ordered;
+}
 
 // The plane's spread: the root of the mean variance of its columns. 0 where there is none, or where a
 // value is not finite.
@@ -191,7 +262,7 @@ float Spread(const Work& work, ByteSpan raw, bool fp16) {
     const uint32_t count = std::min(unit, g.columns - first);
     work.Load(raw, first, count);
     for (uint32_t c = 0; c < count; ++c) {
-      std::fill_n(work.Column(c), work.exact, 0.0f);
+      std::fill_n(work.Column(c) + work.exact_at(), work.exact, 0.0f);
       const Moments m = work.fns.moments(work.Column(c), g.stride, scale);
       const auto sum = static_cast<double>(m.sum);
       const double mean_square = sum * sum / n;
@@ -218,24 +289,30 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
   const Groups groups{g.heads, g.dim, context.split_dim};
   const bool rope = context.rope != nullptr && context.rope->rope.dims != 0 && Rotates(shape.kind);
   if (context.split_dim >= g.dim || context.exact_tokens > std::min(kMaxExact, g.tokens - 1) ||
-      (rope && !Fits(*context.rope, shape)) ||
+      (rope && !Fits(*context.rope, shape)) || !levels::Fit(context.levels, g.tokens) ||
       (!context.scales.empty() && context.scales.size() != groups.count())) {
     return std::nullopt;
   }
   ScratchCarver carve(context.scratch);
   const Arrays arrays(g, carve);
-  const Work work{shape, g, Fns(fp16), arrays, rope ? context.rope : nullptr, context.exact_tokens};
-  const uint64_t steps_at = kHeader;
+  TokenSteps steps(carve, g.tokens, g.stride);
+  const bool levels = levels::Any(context.levels, context.exact_tokens);
+  if (levels) steps.Set(context.levels, context.exact_tokens);
+  const RopeTables turns = rope ? InOrder(*context.rope, steps, g, arrays.turns) : RopeTables{};
+  const Work work{shape, g, Fns(fp16), arrays, steps, rope ? &turns : nullptr, context.exact_tokens};
+  const uint32_t log_bands = levels ? levels::LogBandsFor(g.tokens) : 0;
+  const uint64_t steps_at = Head::Bytes(levels);
   const uint64_t exact_at = steps_at + 2 * uint64_t{groups.count()};
   const uint64_t lists_at = exact_at + 2 * uint64_t{work.exact} * g.columns;
   if (lists_at > out.size()) return std::nullopt;
   std::byte* const header = out.data();
-  std::memset(header, 0, kHeader);
-  header[0] = std::byte{1};
+  std::memset(header, 0, steps_at);
+  header[0] = std::byte{static_cast<unsigned char>(levels ? 2 : 1)};
   header[kAtDtype] = static_cast<std::byte>(shape.dtype);
   header[kAtFlags] = static_cast<std::byte>(rope ? kFlagRope : 0);
   header[kAtExact] = static_cast<std::byte>(work.exact);
   StoreLe(header + kAtSplit, static_cast<uint16_t>(context.split_dim));
+  header[kAtBands] = static_cast<std::byte>(log_bands);
 
   float step = context.step;
   if (!(step > 0)) {
@@ -247,8 +324,8 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
     StoreLe(header + steps_at + 2 * i, static_cast<uint16_t>(bits));
   }
 
-  rans::Encoder encoder(rans::TableSet::kQuantized, g.columns, g.tokens, carve.Rest());
-  const auto n = static_cast<int64_t>(g.tokens - work.exact);
+  const uint32_t band_tokens = g.tokens >> log_bands;
+  rans::Encoder encoder(rans::TableSet::kQuantized, g.columns << log_bands, band_tokens, carve.Rest());
   const uint32_t unit = g.unit(rope);
   for (uint32_t first = 0; first < g.columns; first += unit) {
     const uint32_t count = std::min(unit, g.columns - first);
@@ -256,40 +333,13 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
     for (uint32_t c = 0; c < count; ++c) {
       float* const x = work.Column(c);
       std::memcpy(out.data() + exact_at + 2 * uint64_t{work.exact} * (first + c),
-                  arrays.tile + c * g.stride, size_t{2} * work.exact);
-      std::fill_n(x, work.exact, 0.0f);
+                  arrays.tile + c * g.stride + work.exact_at(), size_t{2} * work.exact);
       const float a_step = StepOf(LoadLe<uint16_t>(header + steps_at + 2 * groups.of(first + c)));
-      const float eighth = a_step * 0.125f;
-      const float inverse = 8.0f / a_step;
-      int64_t sum = 0;
-      if (!work.fns.sum(x, g.stride, inverse, &sum)) return std::nullopt;
-      int32_t mean = Mean(sum, n);
-      int32_t wide = 0;
-      // A mean that what is decoded has, too, so that coding it again changes nothing; of wide columns
-      // one half a step lower, where their symbols lie evenly about 0.
-      for (int round = 0;; ++round) {
-        const auto m = static_cast<float>(mean);
-        const float level = m * eighth;
-        // Tokens that do not count: their q is 0, or nearly, and not in the sums.
-        const size_t behind = g.stride - g.tokens;
-        Sums sums = work.fns.quantize(x, g.stride, inverse, m, arrays.q);
-        if (behind + work.exact != 0) {
-          const int32_t q = behind != 0 ? arrays.q[g.tokens] : arrays.q[0];
-          const auto others = static_cast<int64_t>(behind + work.exact);
-          sums.values -= others * q;
-          sums.magnitudes -= others * std::abs(q);
-        }
-        if (round == 0 && 4 * sums.magnitudes > 7 * n) wide = 4;
-        const int32_t change = round == 0 && wide != 0 ? wide : Mean(8 * sums.values, n) + wide;
-        if (change == 0 || round == 3) {
-          std::fill_n(arrays.q, work.exact, int16_t{0});
-          encoder.Add(arrays.q);
-          work.fns.rebuild(arrays.q, g.stride, a_step, level, x);
-          break;
-        }
-        mean += change;
-      }
-      arrays.means[first + c] = mean;
+      const auto mean = work.Quantise(x, a_step);
+      if (!mean) return std::nullopt;
+      for (uint32_t b = 0; b < 1u << log_bands; ++b) encoder.Add(arrays.q + b * band_tokens);
+      work.Rebuild(a_step, *mean, x);
+      arrays.means[first + c] = *mean;
     }
     work.Store(first, count, out.data() + exact_at, {arrays.plane, raw.size()});
   }
@@ -301,9 +351,17 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
   const uint64_t riding = std::min<uint64_t>(streams * rans::kCargoBytes, mean_bytes);
   header[kAtStreams] = static_cast<std::byte>(std::countr_zero(streams));
   StoreLe(header + kAtMeans, static_cast<uint32_t>(mean_bytes));
-  BitWriter classes(out.subspan(lists_at));
-  rans::PutClasses(classes, encoder.classes(), {arrays.list, g.columns});
-  uint64_t at = lists_at + classes.Finish();
+  std::array<int8_t, 1 << levels::kMaxLogBands> offsets{};
+  uint64_t level_bytes = 0;
+  if (levels) {
+    ChooseOffsets(encoder.classes(), log_bands, offsets.data());
+    level_bytes = PutLevels(context.levels, work.exact, {offsets.data(), (1u << log_bands) - 1}, arrays.list, out.subspan(lists_at));
+    if (level_bytes > out.size() - lists_at) return std::nullopt;
+    StoreLe(header + kAtLevels, static_cast<uint32_t>(level_bytes));
+  }
+  BitWriter classes(out.subspan(lists_at + level_bytes));
+  PutBandClasses(classes, encoder.classes(), log_bands, offsets.data(), arrays.list);
+  uint64_t at = lists_at + level_bytes + classes.Finish();
   const uint64_t block_at = (at + mean_bytes - riding + 3) / 4 * 4;
   if (block_at > out.size()) return std::nullopt;
   std::memcpy(out.data() + at, arrays.mean_bytes + riding, mean_bytes - riding);
@@ -314,51 +372,79 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
   return EncodedSegment{block_at + *block, 0, DecodedDigest({arrays.plane, raw.size()})};
 }
 
+const char* Describe(HeadFault fault) {
+  switch (fault) {
+    case HeadFault::kNone:
+      return nullptr;
+    case HeadFault::kVersion:
+      return "not version 1 or 2";
+    case HeadFault::kDtype:
+      return "of another dtype";
+    case HeadFault::kFlags:
+      return "unknown flags";
+    case HeadFault::kExact:
+      return "more exact tokens than there can be";
+    case HeadFault::kSplit:
+      return "split_dim out of range";
+    case HeadFault::kStreams:
+      return "too many streams";
+    case HeadFault::kBands:
+      return "bands that do not fit its tokens";
+    case HeadFault::kReserved:
+      return "a reserved byte is not 0";
+    case HeadFault::kMeans:
+      return "more bytes of means than there can be";
+    case HeadFault::kParts:
+      return "shorter than its steps, exact tokens and levels";
+  }
+  return "malformed";
+}
+
 // Null, or what is wrong.
 const char* DecodeSegment(const SegmentShape& shape, ByteSpan encoded, MutableByteSpan out,
                           const CodecContext& context) {
   const Geometry g(shape);
   const bool fp16 = shape.dtype == Dtype::kFp16;
-  if (encoded.size() < kHeader || encoded[0] != std::byte{1}) return "not version 1";
-  if (encoded[kAtDtype] != static_cast<std::byte>(shape.dtype)) return "of another dtype";
-  const auto flags = std::to_integer<uint8_t>(encoded[kAtFlags]);
-  if ((flags & ~kFlagRope) != 0) return "unknown flags";
-  const bool rope = (flags & kFlagRope) != 0;
+  Head head;
+  const auto dtype = static_cast<uint32_t>(shape.dtype);
+  if (const char* bad = Describe(ReadHead(encoded.data(), encoded.size(), dtype, g.tokens, g.heads, g.dim, head))) return bad;
+  const bool rope = (head.flags & kFlagRope) != 0;
   if (rope && !Rotates(shape.kind)) return "a rotation of values";
   if (rope && (context.rope == nullptr || context.rope->rope.dims == 0)) {
     return "its keys are unrotated, and no rotation is given";
   }
   if (rope && !Fits(*context.rope, shape)) return "a rotation that does not fit its heads";
-  const auto exact = std::to_integer<uint32_t>(encoded[kAtExact]);
-  if (exact > std::min(kMaxExact, g.tokens - 1)) return "more exact tokens than there can be";
-  const Groups groups{g.heads, g.dim, LoadLe<uint16_t>(encoded.data() + kAtSplit)};
-  if (groups.split >= g.dim) return "split_dim out of range";
-  const auto log_streams = std::to_integer<uint32_t>(encoded[kAtStreams]);
-  if (log_streams > 3) return "too many streams";
-  const uint64_t mean_bytes = LoadLe<uint32_t>(encoded.data() + kAtMeans);
-  if (mean_bytes > Arrays::kMeanBytes * g.columns) return "more bytes of means than there can be";
-  const uint64_t exact_at = kHeader + 2 * uint64_t{groups.count()};
-  const uint64_t lists_at = exact_at + 2 * uint64_t{exact} * g.columns;
-  if (lists_at > encoded.size()) return "shorter than its steps and exact tokens";
+  const Groups groups{g.heads, g.dim, head.split};
   ScratchCarver carve(context.scratch);
   const Arrays arrays(g, carve);
-  const Work work{shape, g, Fns(fp16), arrays, rope ? context.rope : nullptr, exact};
+  TokenSteps steps(carve, g.tokens, g.stride);
+  std::array<int8_t, 1 << levels::kMaxLogBands> offsets{};
+  if (head.levels()) {
+    const ByteSpan part = encoded.subspan(head.levels_at(), head.level_bytes);
+    if (const char* bad = GetLevels(part, head.exact, steps.levels(), {offsets.data(), (1u << head.log_bands) - 1}, arrays.list)) {
+      return bad;
+    }
+    steps.Set(steps.levels(), head.exact);
+  }
+  const RopeTables turns = rope ? InOrder(*context.rope, steps, g, arrays.turns) : RopeTables{};
+  const Work work{shape, g, Fns(fp16), arrays, steps, rope ? &turns : nullptr, head.exact};
+  const std::byte* const steps_at = encoded.data() + head.steps_at();
   for (uint32_t i = 0; i < groups.count(); ++i) {
-    if (!GoodStep(LoadLe<uint16_t>(encoded.data() + kHeader + 2 * i))) return "a step out of range";
+    if (!GoodStep(LoadLe<uint16_t>(steps_at + 2 * i))) return "a step out of range";
   }
-  BitReader lists(encoded.subspan(lists_at));
-  if (!rans::GetClasses(lists, {arrays.classes, g.columns}, {arrays.list, g.columns})) {
-    return "not a list of classes";
-  }
-  const uint64_t riding = std::min<uint64_t>(uint64_t{rans::kCargoBytes} << log_streams, mean_bytes);
-  const uint64_t means_at = lists_at + lists.bytes_used();
+  const uint32_t bands = 1u << head.log_bands;
+  const uint32_t band_tokens = g.tokens >> head.log_bands;
+  const std::span<uint8_t> classes(arrays.classes, g.columns * bands);
+  BitReader lists(encoded.subspan(head.classes_at()));
+  if (!GetBandClasses(lists, classes, head.log_bands, offsets.data(), arrays.list)) return "not a list of classes";
+  const uint64_t mean_bytes = head.mean_bytes;
+  const uint64_t riding = std::min<uint64_t>(uint64_t{rans::kCargoBytes} << head.log_streams, mean_bytes);
+  const uint64_t means_at = head.classes_at() + lists.bytes_used();
   const uint64_t block_at = (means_at + mean_bytes - riding + 3) / 4 * 4;
   if (block_at > encoded.size()) return "shorter than its lists";
-  rans::Decoder decoder(rans::TableSet::kQuantized, g.columns, g.tokens, carve.Rest());
-  if (const char* bad = decoder.Start({arrays.classes, g.columns}, encoded.subspan(block_at))) {
-    return bad;
-  }
-  if (decoder.streams() != 1u << log_streams) return "two counts of streams";
+  rans::Decoder decoder(rans::TableSet::kQuantized, g.columns * bands, band_tokens, carve.Rest());
+  if (const char* bad = decoder.Start(classes, encoded.subspan(block_at))) return bad;
+  if (decoder.streams() != 1u << head.log_streams) return "two counts of streams";
   std::memcpy(arrays.mean_bytes, decoder.cargo().data(), riding);
   std::memcpy(arrays.mean_bytes + riding, encoded.data() + means_at, mean_bytes - riding);
   BitReader means({arrays.mean_bytes, mean_bytes});
@@ -370,15 +456,13 @@ const char* DecodeSegment(const SegmentShape& shape, ByteSpan encoded, MutableBy
   for (uint32_t first = 0; first < g.columns; first += unit) {
     const uint32_t count = std::min(unit, g.columns - first);
     for (uint32_t c = 0; c < count; ++c) {
-      if (const char* bad = decoder.Column(arrays.q)) return bad;
+      for (uint32_t b = 0; b < bands; ++b) {
+        if (const char* bad = decoder.Column(arrays.q + b * band_tokens)) return bad;
+      }
       std::fill(arrays.q + g.tokens, arrays.q + g.stride, int16_t{0});
-      const float step =
-          StepOf(LoadLe<uint16_t>(encoded.data() + kHeader + 2 * groups.of(first + c)));
-      const float eighth = step * 0.125f;
-      const float level = static_cast<float>(arrays.means[first + c]) * eighth;
-      work.fns.rebuild(arrays.q, g.stride, step, level, work.Column(c));
+      work.Rebuild(StepOf(LoadLe<uint16_t>(steps_at + 2 * groups.of(first + c))), arrays.means[first + c], work.Column(c));
     }
-    work.Store(first, count, encoded.data() + exact_at, out);
+    work.Store(first, count, encoded.data() + head.exact_at(), out);
   }
   return decoder.Finish();
 }
@@ -401,8 +485,10 @@ class EcCCodecImpl final : public Codec {
 
   uint64_t scratch_bytes(const SegmentShape& shape) const override {
     const Geometry g(shape);
-    return Arrays::Bytes(g) + std::max(rans::EncodeScratchBytes(g.columns, g.tokens),
-                                       rans::DecodeScratchBytes(g.columns, g.tokens));
+    // Bands are columns of fewer tokens each; of as many as there can be, what a column needs is most.
+    const uint32_t log_bands = levels::MostLogBands(g.tokens);
+    return Arrays::Bytes(g) + std::max(rans::EncodeScratchBytes(g.columns << log_bands, g.tokens >> log_bands),
+                                       rans::DecodeScratchBytes(g.columns << log_bands, g.tokens >> log_bands));
   }
 
   uint64_t step_bytes(const SegmentShape& shape) const override { return shape.raw_bytes; }

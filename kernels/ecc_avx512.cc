@@ -33,6 +33,12 @@ TIERCEL_AVX512 Sums QuantizeAll(const float* x, size_t n, float inverse, float m
 TIERCEL_AVX512 void RebuildAll(const int16_t* q, size_t n, float step, float mean, float* x) {
   RebuildColumn(q, n / 32 * 32, step, mean, x);
 }
+TIERCEL_AVX512 bool QuantizeLevelsAll(const float* x, size_t n, float inverse, float mean, const float* own_inverse, int16_t* q) {
+  return QuantizeLevels(x, n / 32 * 32, inverse, mean, own_inverse, q);
+}
+TIERCEL_AVX512 void RebuildLevelsAll(const int16_t* q, size_t n, float step, float mean, const float* own, float* x) {
+  RebuildLevels(q, n / 32 * 32, step, mean, own, x);
+}
 TIERCEL_AVX512 void RotateAll(float* a, float* b, size_t n, const float* cos, const float* sin) {
   RotateColumns(a, b, n / 32 * 32, cos, sin);
 }
@@ -52,6 +58,8 @@ ColumnFns Avx512Columns(bool fp16) {
           SumAll,
           QuantizeAll,
           RebuildAll,
+          QuantizeLevelsAll,
+          RebuildLevelsAll,
           RotateAll,
           UnrotateAll,
           MomentsAll,

@@ -6,6 +6,9 @@
 //           q = rint((y - m) / 8)           entropy-coded (rans_core.h)
 //   decode: x = q * step + m * (step / 8)   then back to the plane's dtype
 //
+// With levels (levels_core.h) what is left of the mean is in a token's own steps:
+//           q = rint((y - m) / 8 * (1 / own)),  x = q * step * own + m * (step / 8)
+//
 // Keys may be unrotated before and rotated after (rope_core.h). Layout: docs/block-format.md, "EC-C".
 #ifndef TIERCEL_KERNELS_ECC_CORE_H_
 #define TIERCEL_KERNELS_ECC_CORE_H_
@@ -14,9 +17,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/levels_core.h"
+
 namespace tiercel::ecc {
 
 inline constexpr float kLimit = 65528.0f;  // Of y; beyond it, and of NaN, the segment is stored RAW.
+inline constexpr int32_t kMostLevelled = (1 << 14) - 1;  // Of q, where tokens have steps of their own; the same.
 inline constexpr uint32_t kLeastStep = 0x0d80;  // 2^-100 as bf16 bits, and
 inline constexpr uint32_t kMostStep = 0x7180;   // 2^100: eighths and quotients of steps stay normal.
 
@@ -116,6 +122,27 @@ constexpr Sums QuantizeColumn(const float* x, size_t n, float inverse, float mea
   }
   return {values, magnitudes};
 }
+// With each token's own step: its inverse to quantise, itself to rebuild. False where one is beyond kMostLevelled.
+constexpr bool QuantizeLevels(const float* x, size_t n, float inverse, float mean, const float* own_inverse, int16_t* q) {
+  int32_t outside = 0;
+  for (size_t i = 0; i < n; ++i) {
+    const float y = x[i] * inverse;
+    const float centred = y - mean;
+    const float eighth = centred * 0.125f;
+    const float own = eighth * own_inverse[i];
+    const auto v = static_cast<int32_t>(Round(own));
+    outside |= v > kMostLevelled || v < -kMostLevelled ? 1 : 0;
+    q[i] = static_cast<int16_t>(v);
+  }
+  return outside == 0;
+}
+constexpr void RebuildLevels(const int16_t* q, size_t n, float step, float mean, const float* own, float* x) {
+  for (size_t i = 0; i < n; ++i) {
+    const float common = static_cast<float>(q[i]) * step;
+    const float scaled = common * own[i];
+    x[i] = scaled + mean;
+  }
+}
 constexpr void RebuildColumn(const int16_t* q, size_t n, float step, float mean, float* x) {
   for (size_t i = 0; i < n; ++i) {
     const float scaled = static_cast<float>(q[i]) * step;
@@ -169,12 +196,72 @@ constexpr uint32_t LargestOf(const uint16_t* values, size_t n) {
   return most;
 }
 
+// A segment's first 12 bytes, 16 of version 2, which has levels. Then a step of each part and head, the exact
+// values of each column, the level part, the classes, the means, and at a multiple of 4 the columns.
+inline constexpr uint32_t kMaxExact = 64;
+inline constexpr uint32_t kFlagRope = 1;
+
+struct Head {
+  uint32_t version = 0;
+  uint32_t dtype = 0;
+  uint32_t flags = 0;
+  uint32_t exact = 0;  // Tokens.
+  uint32_t split = 0;
+  uint32_t log_streams = 0;
+  uint32_t log_bands = 0;    // Of version 1: 0.
+  uint32_t mean_bytes = 0;
+  uint32_t level_bytes = 0;  // Of version 1: 0.
+  uint32_t groups = 0;       // Parts times heads.
+  uint64_t exact_bytes = 0;
+
+  constexpr bool levels() const { return version == 2; }
+  static constexpr uint64_t Bytes(bool levels) { return levels ? 16 : 12; }
+  constexpr uint64_t steps_at() const { return Bytes(levels()); }
+  constexpr uint64_t exact_at() const { return steps_at() + uint64_t{2} * groups; }
+  constexpr uint64_t levels_at() const { return exact_at() + exact_bytes; }
+  constexpr uint64_t classes_at() const { return levels_at() + level_bytes; }
+};
+
+enum class HeadFault : uint8_t { kNone, kVersion, kDtype, kFlags, kExact, kSplit, kStreams, kBands, kReserved, kMeans, kParts };
+
+// bytes: uint8_t or std::byte, `size` of them; of a segment of `heads` heads of `dim` dims.
+template <class Byte>
+constexpr HeadFault ReadHead(const Byte* bytes, uint64_t size, uint32_t dtype, uint32_t tokens, uint32_t heads,
+                             uint32_t dim, Head& head) {
+  const auto u8 = [bytes](uint32_t at) { return static_cast<uint32_t>(bytes[at]); };
+  const auto u32 = [u8](uint32_t at) { return u8(at) | u8(at + 1) << 8 | u8(at + 2) << 16 | u8(at + 3) << 24; };
+  if (size < Head::Bytes(false)) return HeadFault::kVersion;
+  head.version = u8(0);
+  if ((head.version != 1 && head.version != 2) || size < Head::Bytes(head.levels())) return HeadFault::kVersion;
+  head.dtype = u8(1);
+  head.flags = u8(2);
+  head.exact = u8(3);
+  head.split = u8(4) | u8(5) << 8;
+  head.log_streams = u8(6);
+  head.log_bands = u8(7);
+  head.mean_bytes = u32(8);
+  head.level_bytes = head.levels() ? u32(12) : 0;
+  if (head.dtype != dtype) return HeadFault::kDtype;
+  if ((head.flags & ~kFlagRope) != 0) return HeadFault::kFlags;
+  if (head.exact > kMaxExact || head.exact >= tokens) return HeadFault::kExact;
+  if (head.split >= dim) return HeadFault::kSplit;
+  if (head.log_streams > 3) return HeadFault::kStreams;
+  if (!head.levels() && head.log_bands != 0) return HeadFault::kReserved;
+  if (!levels::BandsFit(head.log_bands, tokens)) return HeadFault::kBands;
+  head.groups = head.split == 0 ? heads : 2 * heads;
+  head.exact_bytes = uint64_t{2} * head.exact * heads * dim;
+  if (head.mean_bytes > uint64_t{8} * heads * dim) return HeadFault::kMeans;
+  return head.classes_at() > size ? HeadFault::kParts : HeadFault::kNone;
+}
+
 struct ColumnFns {
   void (*widen)(const uint16_t*, size_t, float*);
   void (*narrow)(const float*, size_t, uint16_t*);
   bool (*sum)(const float*, size_t, float, int64_t*);
   Sums (*quantize)(const float*, size_t, float, float, int16_t*);
   void (*rebuild)(const int16_t*, size_t, float, float, float*);
+  bool (*quantize_levels)(const float*, size_t, float, float, const float*, int16_t*);
+  void (*rebuild_levels)(const int16_t*, size_t, float, float, const float*, float*);
   void (*rotate)(float*, float*, size_t, const float*, const float*);
   void (*unrotate)(float*, float*, size_t, const float*, const float*);
   Moments (*moments)(const float*, size_t, float);

@@ -7,18 +7,27 @@
 
 #define TIERCEL_AVX2 __attribute__((target("avx2,fma")))
 
+// Sums stay in registers only where these loops are none.
+#if defined(__clang__)
+#define TIERCEL_UNROLL _Pragma("unroll")
+#else
+#define TIERCEL_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 namespace tiercel::klt {
 namespace {
 
 // kRows coefficients of 16 tokens at once.
 template <uint32_t kRows>
-TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const float* x, size_t stride,
-                                     __m256 inverse, int16_t* q) {
+TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const float* panel,
+                                     const float* inverse_steps, int16_t* q, size_t stride) {
   __m256 sum[kRows][2];
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm256_setzero_ps();
   for (uint32_t j = 0; j < n; ++j) {
-    const __m256 a = _mm256_loadu_ps(x + j * stride);
-    const __m256 b = _mm256_loadu_ps(x + j * stride + 8);
+    const __m256 a = _mm256_loadu_ps(panel + size_t{j} * 16);
+    const __m256 b = _mm256_loadu_ps(panel + size_t{j} * 16 + 8);
+    TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m256 w = _mm256_set1_ps(analysis[size_t{k} * n + j]);
       sum[k][0] = _mm256_fmadd_ps(w, a, sum[k][0]);
@@ -27,50 +36,58 @@ TIERCEL_AVX2 inline void AnalyseRows(uint32_t n, const float* analysis, const fl
   }
   const __m256 most = _mm256_set1_ps(static_cast<float>(kMaxCoefficient));
   const __m256 least = _mm256_set1_ps(static_cast<float>(-kMaxCoefficient));
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) {
     __m256i whole[2];
+    TIERCEL_UNROLL
     for (uint32_t half = 0; half < 2; ++half) {
       whole[half] = _mm256_cvtps_epi32(
-          _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(sum[k][half], inverse), most), least));
+          _mm256_max_ps(_mm256_min_ps(_mm256_mul_ps(sum[k][half], _mm256_loadu_ps(inverse_steps + half * 8)), most), least));
     }
     const __m256i packed = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole[0], whole[1]), 0xd8);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k * stride), packed);
   }
 }
 
-TIERCEL_AVX2 void Analyse(uint32_t n, const float* analysis, const float* x, size_t stride,
-                          float inverse_step, int16_t* q) {
-  const __m256 inverse = _mm256_set1_ps(inverse_step);
+TIERCEL_AVX2 void Analyse(uint32_t n, const float* analysis, const float* mean, const float* x, size_t stride,
+                          const float* inverse_steps, float* panel, int16_t* q) {
   for (size_t t = 0; t < stride; t += 16) {
+    // Side by side: columns a power of two apart would push each other out of the first cache.
+    for (uint32_t j = 0; j < n; ++j) {
+      const __m256 m = _mm256_set1_ps(mean[j]);
+      _mm256_storeu_ps(panel + size_t{j} * 16, _mm256_sub_ps(_mm256_loadu_ps(x + j * stride + t), m));
+      _mm256_storeu_ps(panel + size_t{j} * 16 + 8, _mm256_sub_ps(_mm256_loadu_ps(x + j * stride + t + 8), m));
+    }
     uint32_t c = 0;
-    for (; c + 4 <= n; c += 4) {
-      AnalyseRows<4>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
-    }
-    for (; c < n; ++c) {
-      AnalyseRows<1>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
-    }
+    for (; c + 4 <= n; c += 4) AnalyseRows<4>(n, analysis + size_t{c} * n, panel, inverse_steps + t, q + c * stride + t, stride);
+    for (; c < n; ++c) AnalyseRows<1>(n, analysis + size_t{c} * n, panel, inverse_steps + t, q + c * stride + t, stride);
   }
 }
 
 template <uint32_t kRows>
 TIERCEL_AVX2 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
                                         uint32_t count, const int32_t* room, const float* factor,
-                                        const float* mean, float* x, size_t stride) {
+                                        const float* steps, const float* mean, float* x, size_t stride) {
   __m256i sum[kRows][2];
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm256_setzero_si256();
   for (uint32_t i = 0; i < count; ++i) {
     const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(room + size_t{i} * 16));
     const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(room + size_t{i} * 16 + 8));
     const int32_t* at = pairs + active[i];
+    TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m256i w = _mm256_set1_epi32(at[size_t{k} * row_pairs]);
       sum[k][0] = _mm256_add_epi32(sum[k][0], _mm256_madd_epi16(a, w));
       sum[k][1] = _mm256_add_epi32(sum[k][1], _mm256_madd_epi16(b, w));
     }
   }
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) {
+    TIERCEL_UNROLL
     for (uint32_t half = 0; half < 2; ++half) {
-      const __m256 scaled = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[k][half]), _mm256_set1_ps(factor[k]));
+      const __m256 common = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[k][half]), _mm256_set1_ps(factor[k]));
+      const __m256 scaled = _mm256_mul_ps(common, _mm256_loadu_ps(steps + half * 8));
       _mm256_storeu_ps(x + k * stride + half * 8, _mm256_add_ps(scaled, _mm256_set1_ps(mean[k])));
     }
   }
@@ -78,7 +95,7 @@ TIERCEL_AVX2 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs
 
 TIERCEL_AVX2 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
                              uint32_t count, const int16_t* q, size_t stride, const float* factor,
-                             const float* mean, int32_t* room, float* x) {
+                             const float* steps, const float* mean, int32_t* room, float* x) {
   for (size_t t = 0; t < stride; t += 16) {
     for (uint32_t i = 0; i < count; ++i) {
       const int16_t* low = q + size_t{active[i]} * 2 * stride + t;
@@ -94,11 +111,11 @@ TIERCEL_AVX2 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pair
     }
     uint32_t j = 0;
     for (; j + 4 <= n; j += 4) {
-      SynthesiseRows<4>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+      SynthesiseRows<4>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, steps + t, mean + j,
                         x + j * stride + t, stride);
     }
     for (; j < n; ++j) {
-      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, steps + t, mean + j,
                         x + j * stride + t, stride);
     }
   }
@@ -153,14 +170,24 @@ TIERCEL_AVX2 void StoreBf16(const float* x, size_t stride, uint16_t* values) {
   }
 }
 
-TIERCEL_AVX2 void Add(float* x, size_t stride, float what) {
-  const __m256 w = _mm256_set1_ps(what);
-  for (size_t t = 0; t < stride; t += 8) _mm256_storeu_ps(x + t, _mm256_add_ps(_mm256_loadu_ps(x + t), w));
+TIERCEL_AVX2 void Weigh(uint32_t n, const float* x, size_t stride, const float* mean, const float* weight, float* z) {
+  for (size_t t = 0; t < stride; t += 16) {
+    __m256 a = _mm256_loadu_ps(z + t);
+    __m256 b = _mm256_loadu_ps(z + t + 8);
+    for (uint32_t j = 0; j < n; ++j) {
+      const __m256 m = _mm256_set1_ps(mean[j]);
+      const __m256 w = _mm256_set1_ps(weight[j]);
+      a = _mm256_fmadd_ps(w, _mm256_sub_ps(_mm256_loadu_ps(x + j * stride + t), m), a);
+      b = _mm256_fmadd_ps(w, _mm256_sub_ps(_mm256_loadu_ps(x + j * stride + t + 8), m), b);
+    }
+    _mm256_storeu_ps(z + t, a);
+    _mm256_storeu_ps(z + t + 8, b);
+  }
 }
 
 }  // namespace
 
-Fns Avx2Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Add}; }
+Fns Avx2Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Weigh}; }
 
 }  // namespace tiercel::klt
 

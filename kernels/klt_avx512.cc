@@ -5,20 +5,31 @@
 #include "kernels/klt_core.h"
 #include "kernels/klt_loops.h"
 
+// With products of pairs that are added at once.
+#define TIERCEL_VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")))
 #define TIERCEL_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")))
+
+// Sums stay in registers only where these loops are none.
+#if defined(__clang__)
+#define TIERCEL_UNROLL _Pragma("unroll")
+#else
+#define TIERCEL_UNROLL _Pragma("GCC unroll 8")
+#endif
 
 namespace tiercel::klt {
 namespace {
 
 // kRows coefficients of 32 tokens at once.
 template <uint32_t kRows>
-TIERCEL_AVX512 inline void AnalyseRows(uint32_t n, const float* analysis, const float* x, size_t stride,
-                                       __m512 inverse, int16_t* q) {
+TIERCEL_AVX512 inline void AnalyseRows(uint32_t n, const float* analysis, const float* panel,
+                                       const float* inverse_steps, int16_t* q, size_t stride) {
   __m512 sum[kRows][2];
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm512_setzero_ps();
   for (uint32_t j = 0; j < n; ++j) {
-    const __m512 a = _mm512_loadu_ps(x + j * stride);
-    const __m512 b = _mm512_loadu_ps(x + j * stride + 16);
+    const __m512 a = _mm512_loadu_ps(panel + size_t{j} * 32);
+    const __m512 b = _mm512_loadu_ps(panel + size_t{j} * 32 + 16);
+    TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m512 w = _mm512_set1_ps(analysis[size_t{k} * n + j]);
       sum[k][0] = _mm512_fmadd_ps(w, a, sum[k][0]);
@@ -27,8 +38,11 @@ TIERCEL_AVX512 inline void AnalyseRows(uint32_t n, const float* analysis, const 
   }
   const __m512 most = _mm512_set1_ps(static_cast<float>(kMaxCoefficient));
   const __m512 least = _mm512_set1_ps(static_cast<float>(-kMaxCoefficient));
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) {
+    TIERCEL_UNROLL
     for (uint32_t half = 0; half < 2; ++half) {
+      const __m512 inverse = _mm512_loadu_ps(inverse_steps + half * 16);
       const __m512 scaled = _mm512_max_ps(_mm512_min_ps(_mm512_mul_ps(sum[k][half], inverse), most), least);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(q + k * stride + half * 16),
                           _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(scaled)));
@@ -36,47 +50,53 @@ TIERCEL_AVX512 inline void AnalyseRows(uint32_t n, const float* analysis, const 
   }
 }
 
-TIERCEL_AVX512 void Analyse(uint32_t n, const float* analysis, const float* x, size_t stride,
-                            float inverse_step, int16_t* q) {
-  const __m512 inverse = _mm512_set1_ps(inverse_step);
+TIERCEL_AVX512 void Analyse(uint32_t n, const float* analysis, const float* mean, const float* x, size_t stride,
+                            const float* inverse_steps, float* panel, int16_t* q) {
   for (size_t t = 0; t < stride; t += 32) {
+    // Side by side: columns a power of two apart would push each other out of the first cache.
+    for (uint32_t j = 0; j < n; ++j) {
+      const __m512 m = _mm512_set1_ps(mean[j]);
+      _mm512_storeu_ps(panel + size_t{j} * 32, _mm512_sub_ps(_mm512_loadu_ps(x + j * stride + t), m));
+      _mm512_storeu_ps(panel + size_t{j} * 32 + 16, _mm512_sub_ps(_mm512_loadu_ps(x + j * stride + t + 16), m));
+    }
     uint32_t c = 0;
-    for (; c + 8 <= n; c += 8) {
-      AnalyseRows<8>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
-    }
-    for (; c < n; ++c) {
-      AnalyseRows<1>(n, analysis + size_t{c} * n, x + t, stride, inverse, q + c * stride + t);
-    }
+    for (; c + 8 <= n; c += 8) AnalyseRows<8>(n, analysis + size_t{c} * n, panel, inverse_steps + t, q + c * stride + t, stride);
+    for (; c < n; ++c) AnalyseRows<1>(n, analysis + size_t{c} * n, panel, inverse_steps + t, q + c * stride + t, stride);
   }
 }
 
 template <uint32_t kRows>
-TIERCEL_AVX512 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+TIERCEL_VNNI inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
                                           uint32_t count, const int32_t* room, const float* factor,
-                                          const float* mean, float* x, size_t stride) {
+                                          const float* steps, const float* mean, float* x, size_t stride) {
   __m512i sum[kRows][2];
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm512_setzero_si512();
   for (uint32_t i = 0; i < count; ++i) {
     const __m512i a = _mm512_loadu_si512(room + size_t{i} * 32);
     const __m512i b = _mm512_loadu_si512(room + size_t{i} * 32 + 16);
     const int32_t* at = pairs + active[i];
+    TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m512i w = _mm512_set1_epi32(at[size_t{k} * row_pairs]);
-      sum[k][0] = _mm512_add_epi32(sum[k][0], _mm512_madd_epi16(a, w));
-      sum[k][1] = _mm512_add_epi32(sum[k][1], _mm512_madd_epi16(b, w));
+      sum[k][0] = _mm512_dpwssd_epi32(sum[k][0], a, w);
+      sum[k][1] = _mm512_dpwssd_epi32(sum[k][1], b, w);
     }
   }
+  TIERCEL_UNROLL
   for (uint32_t k = 0; k < kRows; ++k) {
+    TIERCEL_UNROLL
     for (uint32_t half = 0; half < 2; ++half) {
-      const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][half]), _mm512_set1_ps(factor[k]));
+      const __m512 common = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[k][half]), _mm512_set1_ps(factor[k]));
+      const __m512 scaled = _mm512_mul_ps(common, _mm512_loadu_ps(steps + half * 16));
       _mm512_storeu_ps(x + k * stride + half * 16, _mm512_add_ps(scaled, _mm512_set1_ps(mean[k])));
     }
   }
 }
 
-TIERCEL_AVX512 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+TIERCEL_VNNI void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
                                uint32_t count, const int16_t* q, size_t stride, const float* factor,
-                               const float* mean, int32_t* room, float* x) {
+                               const float* steps, const float* mean, int32_t* room, float* x) {
   for (size_t t = 0; t < stride; t += 32) {
     for (uint32_t i = 0; i < count; ++i) {
       const int16_t* low = q + size_t{active[i]} * 2 * stride + t;
@@ -91,11 +111,11 @@ TIERCEL_AVX512 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pa
     }
     uint32_t j = 0;
     for (; j + 8 <= n; j += 8) {
-      SynthesiseRows<8>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+      SynthesiseRows<8>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, steps + t, mean + j,
                         x + j * stride + t, stride);
     }
     for (; j < n; ++j) {
-      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, mean + j,
+      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, steps + t, mean + j,
                         x + j * stride + t, stride);
     }
   }
@@ -141,14 +161,27 @@ TIERCEL_AVX512 void StoreBf16(const float* x, size_t stride, uint16_t* values) {
   }
 }
 
-TIERCEL_AVX512 void Add(float* x, size_t stride, float what) {
-  const __m512 w = _mm512_set1_ps(what);
-  for (size_t t = 0; t < stride; t += 16) _mm512_storeu_ps(x + t, _mm512_add_ps(_mm512_loadu_ps(x + t), w));
+TIERCEL_AVX512 void Weigh(uint32_t n, const float* x, size_t stride, const float* mean, const float* weight, float* z) {
+  for (size_t t = 0; t < stride; t += 32) {
+    __m512 a = _mm512_loadu_ps(z + t);
+    __m512 b = _mm512_loadu_ps(z + t + 16);
+    for (uint32_t j = 0; j < n; ++j) {
+      const __m512 m = _mm512_set1_ps(mean[j]);
+      const __m512 w = _mm512_set1_ps(weight[j]);
+      a = _mm512_fmadd_ps(w, _mm512_sub_ps(_mm512_loadu_ps(x + j * stride + t), m), a);
+      b = _mm512_fmadd_ps(w, _mm512_sub_ps(_mm512_loadu_ps(x + j * stride + t + 16), m), b);
+    }
+    _mm512_storeu_ps(z + t, a);
+    _mm512_storeu_ps(z + t + 16, b);
+  }
 }
 
 }  // namespace
 
-Fns Avx512Fns() { return {Analyse, Synthesise, Rotate, LoadBf16, StoreBf16, Add}; }
+Fns Avx512Fns() {
+  static const bool has_vnni = __builtin_cpu_supports("avx512vnni") != 0;
+  return {Analyse, has_vnni ? Synthesise : Avx2Fns().synthesise, Rotate, LoadBf16, StoreBf16, Weigh};
+}
 
 }  // namespace tiercel::klt
 

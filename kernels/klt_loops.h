@@ -8,21 +8,23 @@
 
 namespace tiercel::klt {
 
-// q[c] = Quantize(sum over j of analysis[c][j] * x[j], inverse_step), for all n coefficients.
-using AnalyseFn = void (*)(uint32_t n, const float* analysis, const float* x, size_t stride,
-                           float inverse_step, int16_t* q);
-// x[j] = Restore(sum over pairs p of synthesis pair [j][p] * (q[2p], q[2p + 1]), factor[j], mean[j]), where
-// a pair is two int16 in an int32, low half first. active: the pairs that are not all zero. room: 32 * count
-// words.
+// q[c] = Quantize(sum over j of analysis[c][j] * (x[j] - mean[j]), inverse_steps), for all n coefficients; of
+// each token its inverse step. panel: 32 * n floats.
+using AnalyseFn = void (*)(uint32_t n, const float* analysis, const float* mean, const float* x, size_t stride,
+                           const float* inverse_steps, float* panel, int16_t* q);
+// x[j] = Restore(sum over pairs p of synthesis pair [j][p] * (q[2p], q[2p + 1]), factor[j], steps, mean[j]),
+// where a pair is two int16 in an int32, low half first; of each token its own step. active: the pairs that
+// are not all zero. room: 32 * count words.
 using SynthesiseFn = void (*)(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
                               uint32_t count, const int16_t* q, size_t stride, const float* factor,
-                              const float* mean, int32_t* room, float* x);
+                              const float* steps, const float* mean, int32_t* room, float* x);
 // The pairs (a, b) turned by (cosine, sine), value for value.
 using RotateFn = void (*)(float* a, float* b, const float* cosine, const float* sine, size_t stride, bool back);
-// x = values - mean, from bf16; false when one of the first `count` is not finite.
+// x = values, from bf16; false when one of the first `count` is not finite.
 using LoadBf16Fn = bool (*)(const uint16_t* values, size_t count, size_t stride, float* x);
 using StoreBf16Fn = void (*)(const float* x, size_t stride, uint16_t* values);
-using AddFn = void (*)(float* x, size_t stride, float what);
+// z = fma(weight[j], x[j] - mean[j], z) for n columns in order.
+using WeighFn = void (*)(uint32_t n, const float* x, size_t stride, const float* mean, const float* weight, float* z);
 
 struct Fns {
   AnalyseFn analyse;
@@ -30,7 +32,7 @@ struct Fns {
   RotateFn rotate;
   LoadBf16Fn load_bf16;
   StoreBf16Fn store_bf16;
-  AddFn add;
+  WeighFn weigh;
 };
 
 Fns ScalarFns();

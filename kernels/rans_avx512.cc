@@ -294,6 +294,23 @@ TIERCEL_AVX512 inline void Count(const uint64_t (&planes)[4][8], Histogram& hist
   }
 }
 
+// The same of up to 64 symbols, whose planes are one word each: a band's, say.
+TIERCEL_AVX512 inline void CountFew(const uint64_t (&planes)[4][8], Histogram& histogram) {
+  const auto pairs = [](uint64_t a, uint64_t b, uint64_t (&out)[4]) TIERCEL_AVX512 {
+    out[0] = ~(a | b);
+    out[1] = a & ~b;
+    out[2] = b & ~a;
+    out[3] = a & b;
+  };
+  uint64_t low[4];
+  uint64_t high[4];
+  pairs(planes[0][0], planes[1][0], low);
+  pairs(planes[2][0], planes[3][0], high);
+  for (size_t s = 0; s < 16; ++s) {
+    histogram.count[s] = static_cast<uint16_t>(histogram.count[s] + __builtin_popcountll(high[s / 4] & low[s % 4]));
+  }
+}
+
 TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uint8_t* symbols,
                             Histogram& histogram) {
   const __m512i offset = _mm512_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
@@ -321,9 +338,10 @@ TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uin
         planes[bit][(i - begin) / 64] = valid & _mm512_movepi8_mask(_mm512_slli_epi16(both, 7 - bit));
       }
     }
-    Count(planes, histogram);
+    const size_t room = end - begin <= 64 ? 64 : 512;
+    room == 64 ? CountFew(planes, histogram) : Count(planes, histogram);
     // Words and bits that stand for no symbol were taken for zeros.
-    histogram.count[0] = static_cast<uint16_t>(histogram.count[0] - (512 - (end - begin)));
+    histogram.count[0] = static_cast<uint16_t>(histogram.count[0] - (room - (end - begin)));
   }
 }
 

@@ -10,6 +10,7 @@
 #include "kernels/artifact.h"
 #include "kernels/columns.h"
 #include "kernels/digest.h"
+#include "kernels/levels.h"
 #include "kernels/record.h"
 #include "kernels/record_head.h"
 
@@ -425,6 +426,14 @@ Status TakeArtifact(const KvLayout& layout, CodecId codec, EncodeOptions& option
   return OkStatus();
 }
 
+// Whether the codec takes levels, and K lies by itself, so that they can be foretold from it.
+const Artifact* ForetellsLevels(const RecordSpec& spec, CodecId codec) {
+  const bool takes = codec == CodecId::kEcC || codec == CodecId::kEcK || codec == CodecId::kEcX;
+  return takes && spec.options != nullptr && spec.layout.packing == KvPacking::kSplit && !spec.layout.opaque()
+             ? spec.options->artifact
+             : nullptr;
+}
+
 uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass quality,
                        const PlaneSource& source, MutableByteSpan out, uint64_t opaque_bytes) {
   const uint32_t segments = SegmentCount(spec);
@@ -434,6 +443,8 @@ uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass 
   const size_t digest_at = WriteHeader(spec, codec.id(), quality, codec.lossy(), out.data());
   const RopeOfRecord rope(spec.options != nullptr ? spec.options->rope : Rope{}, spec.pos0,
                           spec.layout.tokens_per_block);
+
+  LevelPredictor levels(ForetellsLevels(spec, codec.id()), spec.pos0, spec.layout.rank * spec.layout.kv_heads);
 
   uint64_t offset = head_bytes;
   DigestOfDigests digest;
@@ -445,7 +456,9 @@ uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass 
     EncodedSegment encoded;
     std::optional<EncodedSegment> smaller;
     if (codec.id() != CodecId::kRaw && codec.Supports(shape)) {
-      const uint64_t scratch_bytes = Align(codec.scratch_bytes(shape));  // Values lie behind it.
+      const bool foretells = levels.any() && shape.kind == SegmentKind::kK;
+      const uint64_t foretelling = foretells ? LevelPredictor::ScratchBytes(shape) : 0;
+      const uint64_t scratch_bytes = Align(std::max(codec.scratch_bytes(shape), foretelling));  // Values lie behind it.
       ByteSpan raw = source.Whole(i, shape);
       const bool gathered = raw.data() == nullptr;
       const MutableByteSpan scratch = Scratch(scratch_bytes + (gathered ? shape.raw_bytes : 0));
@@ -456,6 +469,8 @@ uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass 
       CodecContext context = ContextOf(spec, shape);
       context.scratch = scratch.first(scratch_bytes);
       context.rope = rope.get();
+      if (foretells) levels.Predict(shape, raw, context.scratch);
+      context.levels = levels.Of(shape.kind);
       smaller = codec.Encode(shape, raw, to, context);
     }
     if (smaller) {

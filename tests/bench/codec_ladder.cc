@@ -4,9 +4,10 @@
 //   codec_ladder [--quick] [--isa scalar|avx2|avx512] [--only CODEC]
 //
 // A segment is K of 256 tokens, a normal distribution a channel with outlier channels. Encoders read
-// segments that no cache holds, decoders write such; the copy does both. All lanes take turns, in
-// another order each round; a figure is the median [least most] of the rounds. Time is the thread's own,
-// so what else runs on the machine costs cache and frequency, but not turns.
+// segments that no cache holds, decoders write such; the copy does both. "levels": a step of its own for each
+// token; "foretell" is what finding them costs, for the K and the V of a layer together, by K's bytes. All lanes
+// take turns, in another order each round; a figure is the median [least most] of the rounds. Time is the
+// thread's own, so what else runs on the machine costs cache and frequency, but not turns.
 #include <fmt/format.h>
 #include <lz4.h>
 #include <zstd.h>
@@ -22,6 +23,7 @@
 
 #include "base/check.h"
 #include "kernels/artifact.h"
+#include "kernels/levels.h"
 #include "tests/kernels/artifact_testing.h"
 #include "tests/kernels/column_codecs_testing.h"
 
@@ -90,9 +92,14 @@ class Ladder {
     made.dim_k = made.dim_v = made.rope_dims = static_cast<uint16_t>(shape.dim);
     made.whole_layers = whole_layer;
     made.step = 0.3f;
+    made.levels = true;
     const auto artifact = Artifact::Parse(ArtifactWriter(made).Finish());
     TIERCEL_CHECK(artifact.has_value());
     artifact_ = *artifact;
+    SplitMix64 random(3);
+    for (uint32_t t = 0; t < shape.tokens; ++t) {
+      levels_.push_back(static_cast<int8_t>(std::clamp<long>(std::lround(2.5 * NormalSample(random)), levels::kLeast, levels::kMost)));
+    }
   }
 
   void AddCopy() {
@@ -103,28 +110,38 @@ class Ladder {
     };
     lanes_.push_back(std::move(lane));
   }
-  void AddCodec(CodecId id, double encode_goal, double decode_goal) {
+  // What a record's encoder does once for the K and V of a layer, beside coding them.
+  void AddForetelling() {
+    if (g_only != CodecId::kAuto) return;
+    Lane lane;
+    lane.name = "foretell";
+    scratch_.resize(std::max<uint64_t>(scratch_.size(), LevelPredictor::ScratchBytes(shape_)));
+    auto predictor = std::make_shared<LevelPredictor>(artifact_.get(), 0, 0);
+    lane.run[0] = [this, predictor] { predictor->Predict(shape_, source_.Next(raw_.size()), scratch_); };
+    lanes_.push_back(std::move(lane));
+  }
+  void AddCodec(CodecId id, double encode_goal, double decode_goal, bool levels = false) {
     if (g_only != CodecId::kAuto && g_only != id) return;
     const Codec& codec = *FindCodec(id);
     Lane lane;
-    lane.name = Name(id);
+    lane.name = fmt::format("{}{}", Name(id), levels ? " levels" : "");
     lane.encode_goal = encode_goal;
     lane.decode_goal = decode_goal;
     scratch_.resize(std::max<uint64_t>(scratch_.size(), codec.scratch_bytes(shape_)));
     auto coded = std::make_shared<std::vector<std::byte>>(raw_.size());
-    const auto info = codec.Encode(shape_, raw_, *coded, Context());
+    const auto info = codec.Encode(shape_, raw_, *coded, Context(levels));
     TIERCEL_CHECK(info.has_value());
     coded->resize(info->bytes);
     lane.bits = BitsOf(info->bytes);
-    lane.run[0] = [this, &codec] {
-      TIERCEL_CHECK(codec.Encode(shape_, source_.Next(raw_.size()), codes_, Context()).has_value());
+    lane.run[0] = [this, &codec, levels] {
+      TIERCEL_CHECK(codec.Encode(shape_, source_.Next(raw_.size()), codes_, Context(levels)).has_value());
     };
     lane.run[1] = [this, &codec, coded, params = info->params] {
       const MutableByteSpan out = sink_.Next(raw_.size());
       const uint64_t step = codec.step_bytes(shape_);
       for (uint64_t at = 0; at < out.size(); at += step) {
         const MutableByteSpan part = out.subspan(at, std::min(step, out.size() - at));
-        TIERCEL_CHECK(codec.Decode(shape_, params, *coded, at, part, Context()).has_value());
+        TIERCEL_CHECK(codec.Decode(shape_, params, *coded, at, part, Context(false)).has_value());
       }
     };
     lanes_.push_back(std::move(lane));
@@ -188,9 +205,9 @@ class Ladder {
   void Print() const {
     fmt::print("\nK of {} tokens, {} heads of {}, bf16, {} KiB; GB/s of decoded bytes, median [least most]\n", shape_.tokens,
                shape_.heads, shape_.dim, raw_.size() >> 10);
-    fmt::print("{:8} {:>6} {:>22} {:>22}\n", "", "bits", "encode", "decode");
+    fmt::print("{:11} {:>6} {:>22} {:>22}\n", "", "bits", "encode", "decode");
     for (const Lane& lane : lanes_) {
-      fmt::print("{:8} {:6.2f} {:>22} {:>22}\n", lane.name, lane.bits, lane.figures[0].text(),
+      fmt::print("{:11} {:6.2f} {:>22} {:>22}\n", lane.name, lane.bits, lane.figures[0].text(),
                  lane.run[1] ? lane.figures[1].text() : "");
     }
     const double copy = lanes_.front().figures[0].median();
@@ -208,8 +225,9 @@ class Ladder {
   }
 
  private:
-  CodecContext Context() {
+  CodecContext Context(bool levels) {
     CodecContext context;
+    if (levels) context.levels = levels_;
     context.scratch = scratch_;
     context.quality = QualityClass::kBalanced;
     context.artifact = artifact_.get();
@@ -223,6 +241,7 @@ class Ladder {
   Cold source_, sink_;
   std::vector<std::byte> codes_, scratch_;
   std::shared_ptr<const Artifact> artifact_;
+  std::vector<int8_t> levels_;  // Of tokens as unlike as a model's.
   std::vector<Lane> lanes_;
 };
 
@@ -237,9 +256,13 @@ void Measure(uint32_t heads, uint32_t dim, bool goals, bool whole_layer, int rou
   ladder.AddCodec(CodecId::kI8, goal(10), goal(10));
   ladder.AddCodec(CodecId::kF8, 0, 0);
   ladder.AddCodec(CodecId::kI4h, goal(4), goal(6));
+  ladder.AddForetelling();
   ladder.AddCodec(CodecId::kEcC, goal(2.5), goal(3));
+  ladder.AddCodec(CodecId::kEcC, 0, 0, /*levels=*/true);
   ladder.AddCodec(CodecId::kEcK, goal(1.5), goal(2));
+  ladder.AddCodec(CodecId::kEcK, 0, 0, /*levels=*/true);
   if (whole_layer) ladder.AddCodec(CodecId::kEcX, 0, 0);
+  if (whole_layer) ladder.AddCodec(CodecId::kEcX, 0, 0, /*levels=*/true);
   ladder.Run(rounds, seconds);
   ladder.Print();
 }

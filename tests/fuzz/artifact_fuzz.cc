@@ -1,5 +1,7 @@
-// Any bytes as an artifact; of one that is accepted, every transform codes and decodes a plane. The first
+// Any bytes as an artifact; of one that is accepted, levels are foretold and every transform codes and decodes
+// a plane. The first
 // byte says whether to mend the checksum, so that the checks behind it are reached too.
+#include "kernels/levels.h"
 #include "tests/fuzz/segment_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -14,6 +16,17 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
   }
   const Artifact& artifact = **parsed;
+  LevelPredictor predictor(&artifact, FuzzRope::kPosition, 0);
+  const SegmentShape k = MakeShape(Dtype::kBf16, AxisOrder::kTokenHeadDim, 20, artifact.kv_heads(), artifact.head_dim(SegmentKind::kK));
+  if (predictor.any() && k.raw_bytes <= 2 * kMaxFuzzValues) {
+    std::vector<std::byte> scratch(LevelPredictor::ScratchBytes(k));
+    predictor.Predict(k, KvLikeBytes(k.dtype, k.raw_bytes, 2), scratch);
+    for (const SegmentKind kind : {SegmentKind::kK, SegmentKind::kV}) {
+      const auto levels = predictor.Of(kind);
+      if (levels.size() != (artifact.Levels(0, kind) != nullptr ? k.tokens : 0)) __builtin_trap();
+      if (!levels::Fit(levels, k.tokens)) __builtin_trap();
+    }
+  }
   for (const CodecId id : {CodecId::kEcK, CodecId::kEcX}) {
     for (const SegmentKind kind : {SegmentKind::kK, SegmentKind::kV}) {
       const auto scales = artifact.HeadScales(0, kind);
@@ -24,6 +37,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       CodecContext context;
       context.artifact = &artifact;
       context.quality = QualityClass::kSmall;
+      context.levels = predictor.Of(kind);
       const auto coded = RunEncode(codec, shape, KvLikeBytes(shape.dtype, shape.raw_bytes, 1), context);
       if (coded && !RunDecode(codec, shape, coded->info.params, coded->bytes, context)) __builtin_trap();
     }

@@ -22,6 +22,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   context.pos0 = FuzzRope::kPosition;
   context.quality = static_cast<QualityClass>(1 + data[9] % 4);
   context.exact_tokens = data[10] % 8;
+  const auto levels = FuzzLevels(data[11], in->shape.tokens);
+  context.levels = levels;
   if (codec.needs_artifact()) context.artifact = &FuzzArtifact();
   std::optional<FuzzRope> rope;
   if (in->roped && !codec.needs_artifact() && in->shape.dim >= 8) context.rope = rope.emplace(in->shape).tables();

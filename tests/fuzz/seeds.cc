@@ -61,7 +61,8 @@ void WriteCoded(const fs::path& folder) {
   for (const Target& target : kTargets) {
     const Codec& codec = *FindCodec(target.codec);
     for (const Dtype dtype : {Dtype::kBf16, Dtype::kFp16, Dtype::kFp32, Dtype::kFp8E4m3, Dtype::kFp8E5m2}) {
-      for (const uint32_t tokens : {16u, 37u, 64u}) {
+      for (const auto& [tokens, leveled] : {std::pair{16u, false}, {37u, false}, {64u, false}, {37u, true}, {64u, true}, {128u, true}}) {
+        if (leveled && target.codec < CodecId::kEcC) continue;
         ++seed;
         const SegmentShape shape = MakeShape(dtype, static_cast<AxisOrder>(seed % 3), tokens, 2, 16,
                                        seed % 2 == 0 ? SegmentKind::kK : SegmentKind::kV);
@@ -71,9 +72,13 @@ void WriteCoded(const fs::path& folder) {
         context.quality = static_cast<QualityClass>(1 + seed % 4);
         context.exact_tokens = seed % 3;
         if (codec.needs_artifact()) context.artifact = &FuzzArtifact();
+        const auto level_seed = static_cast<uint8_t>(leveled ? seed : 0);
+        const auto levels = FuzzLevels(level_seed, tokens);
+        context.levels = levels;
         const auto raw = PlaneLikeKv(shape, seed);
-        const std::string name = fmt::format("coded-{}-{}-{}", Name(target.codec), static_cast<int>(dtype), tokens);
-        const auto plane = WriteSegmentInput(shape, static_cast<uint32_t>(&target - kTargets), false, raw);
+        const std::string name =
+            fmt::format("coded-{}-{}-{}{}", Name(target.codec), static_cast<int>(dtype), tokens, leveled ? "-levels" : "");
+        const auto plane = WriteSegmentInput(shape, static_cast<uint32_t>(&target - kTargets) | uint32_t{level_seed} << 24, false, raw);
         Write(folder, "encode_fuzz", name, plane);
         const auto coded = RunEncode(codec, shape, raw, context);
         if (coded) Write(folder, target.name, name, WriteSegmentInput(shape, coded->info.params, false, coded->bytes));
@@ -104,6 +109,8 @@ void WriteArtifacts(const fs::path& folder) {
     shape.rope_dims = 8;
     shape.style = style;
     Write(folder, "artifact_fuzz", fmt::format("made-{}", static_cast<int>(style)), Prefixed(ArtifactWriter(shape).Finish()));
+    shape.levels = true;
+    Write(folder, "artifact_fuzz", fmt::format("made-{}-levels", static_cast<int>(style)), Prefixed(ArtifactWriter(shape).Finish()));
   }
 }
 

@@ -65,12 +65,23 @@ inline std::optional<SegmentInput> ReadSegmentInput(const Codec& codec, ByteSpan
   return in;
 }
 
+// Levels of tokens that a byte stands for: none of 0.
+inline std::vector<int8_t> FuzzLevels(uint8_t seed, uint32_t tokens) {
+  std::vector<int8_t> levels;
+  SplitMix64 random(seed);
+  for (uint32_t t = 0; seed != 0 && t < tokens; ++t) {
+    levels.push_back(static_cast<int8_t>(static_cast<int>(random.Below(random.Below(16) + 1)) - 8));
+  }
+  return levels;
+}
+
 // Two layers of two heads of 16, of K and of V, for both codecs.
 inline const Artifact& FuzzArtifact() {
   static const std::shared_ptr<const Artifact> artifact = [] {
     ArtifactShape shape;
     shape.dim_k = shape.dim_v = 16;
     shape.rope_dims = 16;
+    shape.levels = true;
     auto parsed = Artifact::Parse(ArtifactWriter(shape).Finish());
     TIERCEL_CHECK(parsed.has_value());
     TIERCEL_CHECK(UseArtifact(*parsed).has_value());

@@ -51,6 +51,44 @@ TEST(ArtifactTest, AnalysisIsTheInverseOfSynthesis) {
   }
 }
 
+TEST(ArtifactTest, WhatForetellsLevelsIsReadAndChecked) {
+  ArtifactShape shape = Small();
+  shape.levels = true;
+  const auto good = ArtifactWriter(shape).Finish();
+  const auto artifact = Artifact::Parse(good);
+  ASSERT_TRUE(artifact) << artifact.error().message;
+  EXPECT_TRUE((*artifact)->has_levels());
+  for (const SegmentKind kind : {SegmentKind::kK, SegmentKind::kV}) {
+    const LevelWeights* levels = (*artifact)->Levels(1, kind);
+    ASSERT_NE(levels, nullptr);
+    EXPECT_EQ(levels->position_weight, 0.5f);
+    EXPECT_EQ(levels->position_mean, 8.0f);
+    EXPECT_EQ(levels->mean.size(), 32u);  // Of K's dims, of both.
+    EXPECT_EQ(levels->weight.size(), 32u);
+  }
+  EXPECT_EQ((*artifact)->Levels(2, SegmentKind::kK), nullptr);
+  EXPECT_FALSE((*Artifact::Parse(ArtifactWriter(Small()).Finish()))->has_levels());
+
+  const auto count = LoadLe<uint32_t>(good.data() + 28);
+  const size_t entry = kArtifactHeaderBytes + (count - 1) * kArtifactEntryBytes;  // The last section's.
+  const auto at = LoadLe<uint64_t>(good.data() + entry + 8);
+  const auto error = [&good](size_t where, auto value) {
+    auto bad = good;
+    StoreLe(bad.data() + where, value);
+    ArtifactWriter::Seal(bad);
+    const auto parsed = Artifact::Parse(bad);
+    return parsed ? std::string("accepted") : parsed.error().message;
+  };
+  EXPECT_THAT(error(entry + 2, uint16_t{2}), HasSubstr("section 6 of layer 2, kind 2, group 0: no such layer"));
+  EXPECT_THAT(error(entry + 5, uint8_t{1}), HasSubstr("32 dimensions, K has 32 of all heads, group 0"));
+  EXPECT_THAT(error(entry + 6, uint16_t{31}), HasSubstr("31 dimensions, K has 32"));
+  EXPECT_THAT(error(entry + 16, uint64_t{16 + 8 * 31}), HasSubstr("264 bytes for 32 dimensions"));
+  EXPECT_THAT(error(at + 8, 1), HasSubstr("a reserved field is not 0"));
+  EXPECT_THAT(error(at + 4, uint32_t{0x7f800000}), HasSubstr("position[1] is not finite"));
+  EXPECT_THAT(error(at + 16 + 4 * 31, uint32_t{0x7fc00000}), HasSubstr("mean[31] is not finite"));
+  EXPECT_THAT(error(at + 16 + 4 * 32, uint32_t{0xff800000}), HasSubstr("weight[0] is not finite"));
+}
+
 TEST(ArtifactTest, EveryFlippedBitIsSeen) {
   const auto good = ArtifactWriter(Small()).Finish();
   SplitMix64 random(3);

@@ -21,6 +21,7 @@ struct ArtifactShape {
   RopeStyle style = RopeStyle::kHalves;
   bool whole_layers = true;  // EC-X's transforms, too.
   float step = 0.05f;        // Of every codec and class, times the class.
+  bool levels = false;       // What foretells them, too, by some octaves.
 };
 
 class ArtifactWriter {
@@ -56,6 +57,9 @@ class ArtifactWriter {
         for (uint8_t head = 0; head < shape.heads; ++head) AddTransform(layer, kind, head, dim);
         if (shape.whole_layers) AddTransform(layer, kind, kWholeLayer, dim * shape.heads);
       }
+    }
+    for (uint16_t layer = 0; shape.levels && layer < shape.layers; ++layer) {
+      for (uint8_t kind = 1; kind <= 2; ++kind) AddLevels(layer, kind, uint32_t{shape.heads} * shape.dim_k);
     }
   }
 
@@ -108,6 +112,14 @@ class ArtifactWriter {
 
   void Add(uint16_t type, uint16_t layer, uint8_t kind, uint8_t group, uint16_t n, ByteSpan bytes) {
     sections_.push_back({type, layer, kind, group, n, {bytes.begin(), bytes.end()}});
+  }
+
+  void AddLevels(uint16_t layer, uint8_t kind, uint32_t n) {
+    std::vector<float> numbers = {0.5f, 8.0f, 0, 0};  // Position's weight and mean, and what is reserved.
+    const float each = 2.5f / std::sqrt(static_cast<float>(n));
+    for (uint32_t j = 0; j < n; ++j) numbers.push_back(static_cast<float>(random_.Below(200)) * 0.01f - 1);
+    for (uint32_t j = 0; j < n; ++j) numbers.push_back(each * (static_cast<float>(random_.Below(200)) * 0.01f - 1));
+    Add(6, layer, kind, 0, static_cast<uint16_t>(n), std::as_bytes(std::span(numbers)));
   }
 
   void AddTransform(uint16_t layer, uint8_t kind, uint8_t group, uint32_t n) {

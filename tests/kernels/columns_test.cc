@@ -23,8 +23,20 @@ size_t IndexOf(const SegmentShape& s, uint32_t column, uint32_t token) {
   return 0;
 }
 
+// The tokens in some order.
+std::vector<uint16_t> Shuffled(uint32_t tokens, uint64_t seed) {
+  SplitMix64 random(seed);
+  std::vector<uint16_t> order(tokens);
+  for (uint32_t t = 0; t < tokens; ++t) {
+    const auto at = random.Below(t + 1);
+    order[t] = order[at];
+    order[at] = static_cast<uint16_t>(t);
+  }
+  return order;
+}
+
 template <class T>
-void CheckShape(const SegmentShape& shape, uint64_t seed) {
+void CheckShape(const SegmentShape& shape, uint64_t seed, const std::vector<uint16_t>& order) {
   // As long as the plane exactly, so that ASan sees a step beyond.
   const auto raw = RandomBytes(sizeof(T) * shape.tokens * ColumnCount(shape), seed);
   const size_t stride = ColumnStride(shape.tokens);
@@ -35,15 +47,17 @@ void CheckShape(const SegmentShape& shape, uint64_t seed) {
     for (uint32_t first = 0; first < ColumnCount(shape); first += kTileColumns) {
       const uint32_t count = std::min(kTileColumns, ColumnCount(shape) - first);
       std::vector<T> columns(stride * count);
-      LoadColumns<T>(shape, raw, first, count, columns.data(), stride);
+      const uint16_t* const given = order.empty() ? nullptr : order.data();
+      LoadColumns<T>(shape, raw, first, count, columns.data(), stride, given);
       for (uint32_t c = 0; c < count; ++c) {
         for (uint32_t t = 0; t < shape.tokens; ++t) {
           T want;
-          std::memcpy(&want, raw.data() + sizeof(T) * IndexOf(shape, first + c, t), sizeof(T));
+          std::memcpy(&want, raw.data() + sizeof(T) * IndexOf(shape, first + c, order.empty() ? t : order[t]),
+                      sizeof(T));
           ASSERT_EQ(columns[c * stride + t], want) << Name(isa) << " " << first + c << "," << t;
         }
       }
-      StoreColumns<T>(shape, columns.data(), stride, first, count, back);
+      StoreColumns<T>(shape, columns.data(), stride, first, count, back, given);
     }
     ASSERT_TRUE(back == raw) << Name(isa) << " tokens " << shape.tokens << " heads " << shape.heads
                              << " dim " << shape.dim;
@@ -60,9 +74,11 @@ TEST(ColumnsTest, EveryOrderAndSizeGoesToColumnsAndBack) {
         shape.tokens = tokens;
         shape.heads = heads;
         shape.dim = dim;
-        CheckShape<uint16_t>(shape, ++seed);
-        CheckShape<uint8_t>(shape, ++seed);
-        CheckShape<uint32_t>(shape, ++seed);
+        for (const auto& taken : {std::vector<uint16_t>(), Shuffled(tokens, seed)}) {
+          CheckShape<uint16_t>(shape, ++seed, taken);
+          CheckShape<uint8_t>(shape, ++seed, taken);
+          CheckShape<uint32_t>(shape, ++seed, taken);
+        }
       }
     }
   }

@@ -58,32 +58,37 @@ std::vector<std::byte> ReadFile(const std::string& path) {
   return {bytes.begin(), bytes.end()};
 }
 
-// One layer of two heads of 16, of which 8 dims turn. Made once: its numbers went through libm.
-const Artifact* GoldenArtifact() {
-  static const std::shared_ptr<const Artifact> artifact = [] {
-    const std::string path = std::string(TIERCEL_SOURCE_DIR) + "/tests/kernels/golden/layer-of-2x16.kva1";
+// One layer of two heads of 16, of which 8 dims turn; with levels, one that foretells them. Made once: their
+// numbers went through libm.
+const Artifact* GoldenArtifact(bool levels) {
+  static std::array<std::shared_ptr<const Artifact>, 2> all;
+  auto& artifact = all[levels ? 1 : 0];
+  if (artifact == nullptr) {
+    const std::string path =
+        fmt::format("{}/tests/kernels/golden/layer-of-2x16{}.kva1", TIERCEL_SOURCE_DIR, levels ? "-levels" : "");
     auto bytes = ReadFile(path);
     if (bytes.empty() && std::getenv("TIERCEL_REGENERATE") != nullptr) {
       ArtifactShape shape;
       shape.layers = 1;
       shape.dim_k = shape.dim_v = 16;
       shape.rope_dims = 8;
+      shape.levels = levels;
       bytes = ArtifactWriter(shape).Finish();
       std::ofstream(path, std::ios::binary) << AsText(bytes);
     }
     auto parsed = Artifact::Parse(bytes);
     EXPECT_TRUE(parsed) << parsed.error().message;
     EXPECT_TRUE(UseArtifact(*parsed));
-    return *parsed;
-  }();
+    artifact = *parsed;
+  }
   return artifact.get();
 }
 
-const EncodeOptions* TransformOptions(QualityClass quality) {
-  static std::array<EncodeOptions, 5> all;
-  EncodeOptions& options = all[static_cast<size_t>(quality)];
+const EncodeOptions* TransformOptions(QualityClass quality, bool levels) {
+  static std::array<std::array<EncodeOptions, 5>, 2> all;
+  EncodeOptions& options = all[levels ? 1 : 0][static_cast<size_t>(quality)];
   options.quality = quality;
-  options.artifact = GoldenArtifact();
+  options.artifact = GoldenArtifact(levels);
   options.exact_tokens = quality == QualityClass::kNear ? 4098 : 0;  // The golden blocks start at 4096.
   return &options;
 }
@@ -158,7 +163,18 @@ std::vector<Golden> Goldens() {
       layout.tokens_per_block = tokens;
       const auto quality = static_cast<QualityClass>(order == 0 ? 1 : 2 + order);
       all.push_back({fmt::format("{}-{}-{}", order == 1 ? "fp16" : "bf16", orders[order], name), layout, id,
-                     TransformOptions(quality)});
+                     TransformOptions(quality, false)});
+    }
+  }
+  // Levels in four bands, with exact tokens; in two; in one.
+  for (const auto& [id, name] : {std::pair{CodecId::kEcC, "ec-c"}, {CodecId::kEcK, "ec-k"}, {CodecId::kEcX, "ec-x"}}) {
+    for (const auto& [order, tokens] : {std::pair{0u, 256u}, {1u, 128u}, {2u, 40u}}) {
+      const Dtype dtype = order == 1 ? Dtype::kFp16 : Dtype::kBf16;
+      layout = SmallLayout(dtype, static_cast<AxisOrder>(order), KvPacking::kSplit, 1);
+      layout.tokens_per_block = tokens;
+      const auto quality = static_cast<QualityClass>(order == 0 ? 1 : 2 + order);
+      all.push_back({fmt::format("{}-{}-{}-levels", order == 1 ? "fp16" : "bf16", orders[order], name), layout, id,
+                     TransformOptions(quality, true)});
     }
   }
   return all;
@@ -210,6 +226,9 @@ TEST(GoldenTest, EveryIsaWritesAndReadsTheGoldenRecords) {
       ASSERT_TRUE(record) << golden.name << ": " << record.error().message;
       EXPECT_TRUE(VerifyRecord(*record));
       EXPECT_EQ(record->segment(0).codec, golden.codec) << golden.name;
+      if (golden.name.ends_with("-levels")) {
+        EXPECT_EQ(record->segment_bytes(record->segment(0))[0], std::byte{2}) << golden.name;
+      }
       std::vector<std::byte> out(block.size());
       EXPECT_TRUE(DecodeRecord(*record, golden.layout, out));
       if (Lossy(golden)) {

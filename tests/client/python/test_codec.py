@@ -1,5 +1,7 @@
 """Records by themselves: every codec by name, what is lossless is, what is wrong is named."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiercel import KvLayout, codec
@@ -35,6 +37,25 @@ def test_a_lossy_codec_is_near_and_says_so(name):
     assert np.mean((back - true) ** 2) < 0.05 * np.mean(true**2)
     assert len(record) < 0.6 * raw.nbytes
     assert codec.inspect(record)["quality"] != "exact"
+
+
+@pytest.mark.parametrize("name", ["ec-c", "ec-k", "ec-x"])
+def test_an_artifact_that_foretells_levels_gives_each_token_its_own_step(name):
+    golden = Path(__file__).resolve().parents[2] / "kernels/golden"
+    layout = KvLayout(layers=1, kv_heads=2, head_dim=16, tokens_per_block=128, dtype="bf16")
+    values = np.random.default_rng(5).standard_normal((2, 128, 32)).astype(np.float32)
+    raw = (values.view(np.uint32) >> 16).astype(np.uint16)
+    versions = []
+    for file in ("layer-of-2x16.kva1", "layer-of-2x16-levels.kva1"):
+        artifact = codec.load_artifact((golden / file).read_bytes())
+        record = codec.encode(layout, name, raw, quality="balanced", artifact=artifact)
+        segments = codec.inspect(record)["segments"]
+        assert [s["codec"] for s in segments] == [name, name]
+        directory = int.from_bytes(record[6:8], "little")  # docs/block-format.md; entries of 32 bytes.
+        versions += [record[64 * int.from_bytes(record[directory + 32 * i + 4:directory + 32 * i + 8], "little")] for i in (0, 1)]
+        back, true = floats(codec.decode(record, layout)), floats(raw.tobytes())
+        assert np.mean((back - true) ** 2) < 0.2 * np.mean(true**2)
+    assert versions == [1, 1, 2, 2]
 
 
 def test_what_is_wrong_is_named():
