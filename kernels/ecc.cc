@@ -355,7 +355,8 @@ std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan 
   uint64_t level_bytes = 0;
   if (levels) {
     ChooseOffsets(encoder.classes(), log_bands, offsets.data());
-    level_bytes = PutLevels(context.levels, work.exact, {offsets.data(), (1u << log_bands) - 1}, arrays.list, out.subspan(lists_at));
+    const std::span<const int8_t> moved(offsets.data(), (1u << log_bands) - 1);
+    level_bytes = PutLevels(context.levels, work.exact, moved, arrays.list, out.subspan(lists_at));
     if (level_bytes > out.size() - lists_at) return std::nullopt;
     StoreLe(header + kAtLevels, static_cast<uint32_t>(level_bytes));
   }
@@ -421,9 +422,8 @@ const char* DecodeSegment(const SegmentShape& shape, ByteSpan encoded, MutableBy
   std::array<int8_t, 1 << levels::kMaxLogBands> offsets{};
   if (head.levels()) {
     const ByteSpan part = encoded.subspan(head.levels_at(), head.level_bytes);
-    if (const char* bad = GetLevels(part, head.exact, steps.levels(), {offsets.data(), (1u << head.log_bands) - 1}, arrays.list)) {
-      return bad;
-    }
+    const std::span<int8_t> moved(offsets.data(), (1u << head.log_bands) - 1);
+    if (const char* bad = GetLevels(part, head.exact, steps.levels(), moved, arrays.list)) return bad;
     steps.Set(steps.levels(), head.exact);
   }
   const RopeTables turns = rope ? InOrder(*context.rope, steps, g, arrays.turns) : RopeTables{};

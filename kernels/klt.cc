@@ -184,7 +184,8 @@ std::string Describe(klt::HeadFault fault, const klt::Head& head, uint64_t bytes
     case klt::HeadFault::kStep:
       return fmt::format("step {}", head.step);
     case klt::HeadFault::kParts:
-      return fmt::format("{} bytes of levels, {} of classes and {} exact tokens do not fit", head.level_bytes, head.class_bytes, head.exact);
+      return fmt::format("{} bytes of levels, {} of classes and {} exact tokens do not fit", head.level_bytes, head.class_bytes,
+                         head.exact);
   }
   return "malformed";
 }
@@ -296,9 +297,8 @@ class KltCodec final : public Codec {
     std::array<int8_t, 1 << levels::kMaxLogBands> offsets{};
     if (head.levels()) {
       const ByteSpan part = encoded.subspan(head.levels_at(), head.level_bytes);
-      if (const char* wrong = GetLevels(part, head.exact, work.steps.levels(), {offsets.data(), (1u << head.log_bands) - 1}, work.list)) {
-        return bad(wrong);
-      }
+      const std::span<int8_t> moved(offsets.data(), (1u << head.log_bands) - 1);
+      if (const char* wrong = GetLevels(part, head.exact, work.steps.levels(), moved, work.list)) return bad(wrong);
       work.steps.Set(work.steps.levels(), head.exact);
     }
     const uint32_t bands = 1u << head.log_bands;
@@ -320,7 +320,8 @@ class KltCodec final : public Codec {
       std::fill_n(q + work.tokens, work.stride - work.tokens, int16_t{0});
     }
     if (const char* wrong = decoder.Finish()) return bad(wrong);
-    Restore(shape, context, work, klt::ActiveFns(), head.step, encoded.subspan(head.exact_at(), head.exact_bytes), head.exact, out);
+    const ByteSpan exact_values = encoded.subspan(head.exact_at(), head.exact_bytes);
+    Restore(shape, context, work, klt::ActiveFns(), head.step, exact_values, head.exact, out);
     return OkStatus();
   }
 

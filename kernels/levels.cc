@@ -9,7 +9,8 @@
 namespace tiercel {
 
 bool levels::Fit(std::span<const int8_t> levels, uint32_t tokens) {
-  return levels.empty() || (levels.size() == tokens && std::all_of(levels.begin(), levels.end(), [](int8_t l) { return IsLevel(l); }));
+  const auto good = [](int8_t level) { return IsLevel(level); };
+  return levels.empty() || (levels.size() == tokens && std::all_of(levels.begin(), levels.end(), good));
 }
 
 bool levels::Any(std::span<const int8_t> levels, uint32_t exact) {
@@ -130,22 +131,25 @@ void LevelPredictor::Predict(const SegmentShape& k, ByteSpan raw, MutableByteSpa
   uint16_t* const tile = carver.Take<uint16_t>(k.dim * stride);
   float* const x = carver.Take<float>(k.dim * stride);
   float* const sums = carver.Take<float>(2 * stride);
-  const LevelWeights* const weights[2] = {artifact_->Levels(k.layer, SegmentKind::kK), artifact_->Levels(k.layer, SegmentKind::kV)};
+  const LevelWeights* const weights[2] = {artifact_->Levels(k.layer, SegmentKind::kK),
+                                          artifact_->Levels(k.layer, SegmentKind::kV)};
   for (size_t plane = 0; plane < 2; ++plane) {
     if (weights[plane] == nullptr) continue;
     float* const z = sums + plane * stride;
     std::fill_n(z, stride, 0.0f);
-    for (uint32_t t = 0; t < k.tokens; ++t) z[t] = levels::Start(logs_[t], weights[plane]->position_weight, weights[plane]->position_mean);
+    const LevelWeights& w = *weights[plane];
+    for (uint32_t t = 0; t < k.tokens; ++t) z[t] = levels::Start(logs_[t], w.position_weight, w.position_mean);
   }
   const klt::Fns fns = klt::ActiveFns();
   const klt::Angles& angles = klt::Angles::Of(*artifact_, pos0_, stride);
   for (uint32_t head = 0; head < k.heads; ++head) {
     if (!klt::LoadFloats(fns, k, raw, head * k.dim, k.dim, nullptr, tile, stride, x)) return;
-    if (!artifact_->rope().empty()) klt::TurnHead(fns, *artifact_, angles.cosine(0), angles.sine(0), stride, x, /*back=*/true);
+    klt::TurnHead(fns, *artifact_, angles.cosine(0), angles.sine(0), stride, x, /*back=*/true);
     const size_t first = size_t{first_head_ + head} * k.dim;
     for (size_t plane = 0; plane < 2; ++plane) {
       if (weights[plane] == nullptr) continue;
-      fns.weigh(k.dim, x, stride, weights[plane]->mean.data() + first, weights[plane]->weight.data() + first, sums + plane * stride);
+      const LevelWeights& w = *weights[plane];
+      fns.weigh(k.dim, x, stride, w.mean.data() + first, w.weight.data() + first, sums + plane * stride);
     }
   }
   for (size_t plane = 0; plane < 2; ++plane) {
