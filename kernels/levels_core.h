@@ -90,11 +90,10 @@ constexpr uint32_t MostLogBands(uint32_t tokens) {
   while (!BandsFit(log, tokens)) --log;
   return log;
 }
-// The encoder's choice: as many bands as fit and have this many tokens.
-inline constexpr uint32_t kLeastBand = 64;
+// The encoder's choice: as many as fit, up to four; of more, classes cost more than they save.
 constexpr uint32_t LogBandsFor(uint32_t tokens) {
-  uint32_t log = kMaxLogBands;
-  while (log > 0 && (!BandsFit(log, tokens) || tokens >> log < kLeastBand)) --log;
+  uint32_t log = 2;
+  while (!BandsFit(log, tokens)) --log;
   return log;
 }
 

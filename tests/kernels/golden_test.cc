@@ -168,7 +168,7 @@ std::vector<Golden> Goldens() {
   }
   // Levels in four bands, with exact tokens; in two; in one.
   for (const auto& [id, name] : {std::pair{CodecId::kEcC, "ec-c"}, {CodecId::kEcK, "ec-k"}, {CodecId::kEcX, "ec-x"}}) {
-    for (const auto& [order, tokens] : {std::pair{0u, 256u}, {1u, 128u}, {2u, 40u}}) {
+    for (const auto& [order, tokens] : {std::pair{0u, 128u}, {1u, 64u}, {2u, 40u}}) {
       const Dtype dtype = order == 1 ? Dtype::kFp16 : Dtype::kBf16;
       layout = SmallLayout(dtype, static_cast<AxisOrder>(order), KvPacking::kSplit, 1);
       layout.tokens_per_block = tokens;
