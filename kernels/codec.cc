@@ -11,7 +11,7 @@
 namespace tiercel {
 namespace {
 
-constexpr std::array<std::pair<CodecId, std::string_view>, 11> kNames = {{
+constexpr std::array<std::pair<CodecId, std::string_view>, 12> kNames = {{
     {CodecId::kRaw, "raw"},
     {CodecId::kLlf, "llf"},
     {CodecId::kLle, "lle"},
@@ -22,6 +22,7 @@ constexpr std::array<std::pair<CodecId, std::string_view>, 11> kNames = {{
     {CodecId::kEcC, "ec-c"},
     {CodecId::kEcK, "ec-k"},
     {CodecId::kEcX, "ec-x"},
+    {CodecId::kI8e, "i8e"},
     {CodecId::kAuto, "auto"},
 }};
 
@@ -110,6 +111,8 @@ const Codec* FindCodec(CodecId id) {
       return &F8Codec();
     case CodecId::kI8:
       return &I8Codec();
+    case CodecId::kI8e:
+      return &I8eCodec();
     case CodecId::kI4h:
       return &I4hCodec();
     default:

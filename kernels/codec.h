@@ -47,9 +47,10 @@ enum class CodecId : uint8_t {
   kEcC = 7,
   kEcK = 8,
   kEcX = 9,
+  kI8e = 10,    // I8 with its codes entropy-coded.
   kAuto = 255,  // Never in a record: LLF for bf16 and fp16, else RAW.
 };
-inline constexpr size_t kCodecs = 10;  // Of those that records name.
+inline constexpr size_t kCodecs = 11;  // Of those that records name.
 std::string_view Name(CodecId id);  // "raw", "llf", ...
 std::optional<CodecId> ParseCodecId(std::string_view name);
 
@@ -147,6 +148,7 @@ const Codec& EcXCodec();
 const Codec& EcCCodec();
 const Codec& F8Codec();
 const Codec& I8Codec();
+const Codec& I8eCodec();
 const Codec& I4hCodec();
 
 }  // namespace tiercel

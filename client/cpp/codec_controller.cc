@@ -13,11 +13,12 @@ struct Prior {
   double encode, decode;
   std::array<double, kQualityClasses> ratio;  // By class; 0: it does not make that class.
 };
-constexpr std::array<Prior, 9> kPriors = {{
+constexpr std::array<Prior, 10> kPriors = {{
     {CodecId::kRaw, 0.10, 0.10, {1, 0, 0, 0, 0}},
     {CodecId::kLlf, 0.12, 0.12, {0.76, 0, 0, 0, 0}},
     {CodecId::kLle, 0.25, 0.22, {0.66, 0, 0, 0, 0}},
     {CodecId::kI8, 0.15, 0.10, {0, 0.54, 0, 0, 0}},
+    {CodecId::kI8e, 0.50, 0.40, {0, 0.52, 0, 0, 0}},
     {CodecId::kF8, 0.15, 0.10, {0, 0, 0.51, 0, 0}},
     {CodecId::kI4h, 0.25, 0.17, {0, 0, 0, 0.29, 0}},
     {CodecId::kEcC, 0.50, 0.35, {0, 0.30, 0.24, 0.20, 0.15}},

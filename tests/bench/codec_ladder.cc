@@ -254,6 +254,7 @@ void Measure(uint32_t heads, uint32_t dim, bool goals, bool whole_layer, int rou
   ladder.AddCodec(CodecId::kLlf, goal(8), goal(8));
   ladder.AddCodec(CodecId::kLle, goal(5), goal(4.5));
   ladder.AddCodec(CodecId::kI8, goal(10), goal(10));
+  ladder.AddCodec(CodecId::kI8e, 0, 0);
   ladder.AddCodec(CodecId::kF8, 0, 0);
   ladder.AddCodec(CodecId::kI4h, goal(4), goal(6));
   ladder.AddForetelling();

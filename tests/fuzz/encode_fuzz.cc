@@ -1,6 +1,7 @@
 // Any bytes as a plane, through every encoder and back: what is declined is declined on every ISA, what
 // is not comes back as its digest says, and of a lossless codec as it was.
 #include <cstring>
+#include <iterator>
 
 #include "kernels/digest.h"
 #include "tests/fuzz/segment_input.h"
@@ -8,9 +9,9 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace tiercel;  // NOLINT
   constexpr CodecId kTried[] = {CodecId::kLlf, CodecId::kLle, CodecId::kF8,  CodecId::kI8,
-                                 CodecId::kI4h, CodecId::kEcC, CodecId::kEcK, CodecId::kEcX};
+                                 CodecId::kI4h, CodecId::kEcC, CodecId::kEcK, CodecId::kEcX, CodecId::kI8e};
   if (size < kSegmentHead) return -1;
-  const Codec& codec = *FindCodec(kTried[data[8] % 8]);
+  const Codec& codec = *FindCodec(kTried[data[8] % std::size(kTried)]);
   const auto in = ReadSegmentInput(codec, {reinterpret_cast<const std::byte*>(data), size});
   if (!in) return -1;
   std::vector<std::byte> raw(in->shape.raw_bytes);

@@ -23,7 +23,8 @@ struct Target {
 };
 constexpr Target kTargets[] = {{CodecId::kLlf, "llf_fuzz"},  {CodecId::kLle, "lle_fuzz"},  {CodecId::kF8, "f8_fuzz"},
                                {CodecId::kI8, "i8_fuzz"},    {CodecId::kI4h, "i4h_fuzz"},  {CodecId::kEcC, "ecc_fuzz"},
-                               {CodecId::kEcK, "eck_fuzz"},  {CodecId::kEcX, "ecx_fuzz"}};
+                               {CodecId::kEcK, "eck_fuzz"},  {CodecId::kEcX, "ecx_fuzz"},
+                               {CodecId::kI8e, "i8e_fuzz"}};
 
 void Write(const fs::path& folder, const char* target, const std::string& name, ByteSpan bytes) {
   fs::create_directories(folder / target);
@@ -62,7 +63,7 @@ void WriteCoded(const fs::path& folder) {
     const Codec& codec = *FindCodec(target.codec);
     for (const Dtype dtype : {Dtype::kBf16, Dtype::kFp16, Dtype::kFp32, Dtype::kFp8E4m3, Dtype::kFp8E5m2}) {
       for (const auto& [tokens, leveled] : {std::pair{16u, false}, {37u, false}, {64u, false}, {37u, true}, {64u, true}, {128u, true}}) {
-        if (leveled && target.codec < CodecId::kEcC) continue;
+        if (leveled && (target.codec < CodecId::kEcC || target.codec > CodecId::kEcX)) continue;
         ++seed;
         const SegmentShape shape = MakeShape(dtype, static_cast<AxisOrder>(seed % 3), tokens, 2, 16,
                                        seed % 2 == 0 ? SegmentKind::kK : SegmentKind::kV);

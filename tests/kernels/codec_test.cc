@@ -229,7 +229,7 @@ TEST(CodecTest, AutoMeansLlfForSixteenBitFloatsAndRawForTheRest) {
 }
 
 TEST(CodecTest, NamesGoBothWays) {
-  for (const CodecId id : {CodecId::kRaw, CodecId::kLlf, CodecId::kEcX, CodecId::kAuto}) {
+  for (const CodecId id : {CodecId::kRaw, CodecId::kLlf, CodecId::kEcX, CodecId::kI8e, CodecId::kAuto}) {
     EXPECT_EQ(ParseCodecId(Name(id)), id);
   }
   EXPECT_FALSE(ParseCodecId("zip"));

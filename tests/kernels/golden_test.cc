@@ -142,7 +142,7 @@ std::vector<Golden> Goldens() {
     all.push_back({fmt::format("{}-token-head-dim-lle", name), layout, CodecId::kLle});
   }
   for (const auto& [id, name] :
-       {std::pair{CodecId::kI8, "i8"}, {CodecId::kF8, "f8"}, {CodecId::kI4h, "i4h"}}) {
+       {std::pair{CodecId::kI8, "i8"}, {CodecId::kF8, "f8"}, {CodecId::kI4h, "i4h"}, {CodecId::kI8e, "i8e"}}) {
     for (uint32_t order = 0; order < 3; ++order) {
       // Keys in two groups of tokens of unequal length, and of some that are bounded by token.
       layout = SmallLayout(order == 1 ? Dtype::kFp16 : Dtype::kBf16, static_cast<AxisOrder>(order),

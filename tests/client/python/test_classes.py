@@ -87,7 +87,7 @@ def test_the_exact_one_comes_beside_the_lossy_one_and_the_reader_may_prefer_eith
     assert result.quality == "exact" and np.array_equal(out, data)
 
 
-@pytest.mark.parametrize("name", ["raw", "llf", "lle", "f8", "i8", "i4h", "ec-c"])
+@pytest.mark.parametrize("name", ["raw", "llf", "lle", "f8", "i8", "i8e", "i4h", "ec-c"])
 def test_every_codec_by_name_goes_through_a_node(store, name):
     first, data = store.put(3, put_class="balanced", codec=name)
     result, out = store.get(first, min_class="balanced")

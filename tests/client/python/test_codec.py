@@ -29,7 +29,7 @@ def test_a_lossless_codec_gives_back_every_bit(name):
     assert name == "raw" or len(record) < 0.8 * raw.nbytes
 
 
-@pytest.mark.parametrize("name", ["f8", "i8", "i4h", "ec-c"])
+@pytest.mark.parametrize("name", ["f8", "i8", "i8e", "i4h", "ec-c"])
 def test_a_lossy_codec_is_near_and_says_so(name):
     raw = block()
     record = codec.encode(LAYOUT, name, raw)
