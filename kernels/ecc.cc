@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <span>
 
 #include "kernels/codec.h"
@@ -34,8 +35,7 @@ constexpr size_t kAtMeans = 8;
 constexpr size_t kAtLevels = 12;
 constexpr uint64_t kSymbolsAStream = 32 << 10;
 
-// A step in root mean squares of the segment, of each class; exact has none.
-constexpr float kStepOfClass[kQualityClasses] = {0, 3.0f / 64, 1.0f / 8, 7.0f / 32, 3.0f / 8};
+static_assert(std::size(kStepOfClass) == kQualityClasses);
 
 ColumnFns Fns(bool fp16) {
 #if defined(__x86_64__)
@@ -250,10 +250,8 @@ float Spread(const Work& work, ByteSpan raw, bool fp16) {
   const uint32_t most =
       work.fns.largest(reinterpret_cast<const uint16_t*>(raw.data()), raw.size() / 2);
   const float largest = fp16 ? FromFp16(static_cast<uint16_t>(most)) : FromBf16(static_cast<uint16_t>(most));
-  if (!(largest > 0x1p-60f && largest < 0x1p60f)) return 0;
-  // Rotation can make a value larger by the root of two.
-  const int exponent = static_cast<int>(std::bit_cast<uint32_t>(largest) >> 23) - 127 + 2;
-  const float scale = std::bit_cast<float>(static_cast<uint32_t>(127 + 11 - exponent) << 23);
+  const float scale = MomentsScale(largest);
+  if (scale == 0) return 0;
   const Geometry& g = work.g;
   const auto n = static_cast<double>(g.tokens - work.exact);
   double variance = 0;
@@ -273,12 +271,6 @@ float Spread(const Work& work, ByteSpan raw, bool fp16) {
   return static_cast<float>(std::sqrt(mean)) / scale;
 }
 
-// The step nearest to what is asked, as bf16 bits; 0 where it is none.
-uint32_t StepBits(float step) {
-  if (!(step > 0x1p-99f && step < 0x1p99f)) return 0;
-  return ToBf16(step);
-}
-bool GoodStep(uint32_t bits) { return bits >= kLeastStep && bits <= kMostStep; }
 float StepOf(uint32_t bits) { return FromBf16(static_cast<uint16_t>(bits)); }
 
 std::optional<EncodedSegment> EncodeSegment(const SegmentShape& shape, ByteSpan raw,

@@ -73,6 +73,22 @@ constexpr uint16_t Narrow(float v) {
   return kFp16 ? ToFp16(v) : ToBf16(v);
 }
 
+// The step nearest to what is asked, as bf16 bits; 0 where it is none.
+constexpr uint32_t StepBits(float step) { return step > 0x1p-99f && step < 0x1p99f ? ToBf16(step) : 0u; }
+constexpr bool GoodStep(uint32_t bits) { return bits >= kLeastStep && bits <= kMostStep; }
+
+// What values up to `largest` are multiplied with so that none, rotated or not, is beyond 2^11; 0: there is nothing,
+// or nothing finite, to measure.
+constexpr float MomentsScale(float largest) {
+  if (!(largest > 0x1p-60f && largest < 0x1p60f)) return 0;
+  // Rotation can make a value larger by the root of two.
+  const int exponent = static_cast<int>(std::bit_cast<uint32_t>(largest) >> 23) - 127 + 2;
+  return std::bit_cast<float>(static_cast<uint32_t>(127 + 11 - exponent) << 23);
+}
+
+// A step in root mean squares of the segment, of each class; exact has none.
+inline constexpr float kStepOfClass[5] = {0, 3.0f / 64, 1.0f / 8, 7.0f / 32, 3.0f / 8};
+
 // The mean of n integers that sum to sum, ties up.
 constexpr int32_t Mean(int64_t sum, int64_t n) {
   const int64_t twice = 2 * sum + n;

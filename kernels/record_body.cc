@@ -188,8 +188,9 @@ uint32_t PartsOf(const KvLayout& layout, const EncodeOptions& options) {
   return layout.packing == KvPacking::kLatent && options.latent_dims == 0 ? 1 : 2;
 }
 
-// What the options say of one segment.
-CodecContext ContextOf(const RecordSpec& spec, const SegmentShape& shape) {
+}  // namespace
+
+CodecContext record_head::ContextOf(const RecordSpec& spec, const SegmentShape& shape) {
   CodecContext context;
   context.pos0 = spec.pos0;
   if (spec.options == nullptr) return context;
@@ -218,6 +219,8 @@ CodecContext ContextOf(const RecordSpec& spec, const SegmentShape& shape) {
   context.scales = options.scales.subspan(first, context.split_dim != 0 ? 2 * heads : heads);
   return context;
 }
+
+namespace {
 
 Status CheckOptions(const RecordSpec& spec) {
   if (spec.options == nullptr) return OkStatus();
@@ -517,6 +520,15 @@ uint64_t MaxRecordBytes(const RecordSpec& spec, uint64_t raw_bytes) {
   return head + body * (segments / SegmentsPerLayer(spec.layout));
 }
 
+Result<EncodeOptions> record_head::OptionsOf(const RecordSpec& spec, CodecId codec) {
+  EncodeOptions options = spec.options != nullptr ? *spec.options : EncodeOptions();
+  RecordSpec own = spec;
+  own.options = &options;
+  TIERCEL_TRY(CheckOptions(own));
+  TIERCEL_TRY(TakeArtifact(spec.layout, codec, options));
+  return options;
+}
+
 Result<uint64_t> EncodeRecord(const RecordSpec& spec, CodecId codec, ByteSpan block,
                               MutableByteSpan out) {
   const uint64_t want = RawBytes(spec, block.size());
@@ -544,12 +556,11 @@ Result<uint64_t> EncodeRecordFrom(const RecordSpec& spec, CodecId codec_id,
   }
   QualityClass quality = spec.quality;
   RecordSpec used_spec = spec;  // Options are for codecs of several classes.
-  EncodeOptions options = spec.options != nullptr ? *spec.options : EncodeOptions();
+  EncodeOptions options;
   if (!codec->one_class()) {
+    TIERCEL_ASSIGN(options, OptionsOf(spec, codec_id));
     used_spec.options = &options;
     quality = std::max({quality, codec->quality(), options.quality});
-    TIERCEL_TRY(CheckOptions(used_spec));
-    TIERCEL_TRY(TakeArtifact(spec.layout, codec_id, options));
   } else {
     used_spec.options = nullptr;
     quality = std::max(quality, codec->quality());

@@ -76,6 +76,12 @@ uint32_t SegmentsPerLayer(const KvLayout& layout);
 SegmentShape ShapeOf(const KvLayout& layout, uint16_t layer_begin, uint32_t index,
                      uint64_t opaque_bytes);
 
+// The options of a codec of several classes: those given, or none, with what their artifact says filled in.
+// kInvalidArgument names what is wrong with them.
+Result<EncodeOptions> OptionsOf(const RecordSpec& spec, CodecId codec);
+// What spec's options (OptionsOf) say of one segment.
+CodecContext ContextOf(const RecordSpec& spec, const SegmentShape& shape);
+
 // The header's checksum: over the head with the checksum's own field zero.
 uint32_t HeadCrc(ByteSpan head);
 

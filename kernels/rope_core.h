@@ -48,16 +48,15 @@ struct Fixed {  // Q30.
   int32_t sine;
 };
 
-// (pi / 4)^k / k! in Q30, signs alternating: of cosine k = 0, 2, ..., of sine k = 1, 3, ...
-inline constexpr int32_t kCos[6] = {1073741824, -331168970, 17023473, -350031, 3856, -26};
-inline constexpr int32_t kSin[6] = {843314857, -86699834, 2674041, -39273, 336, -2};
-
 constexpr int32_t MulQ30(int32_t a, int32_t b) {
   return static_cast<int32_t>((int64_t{a} * b + (int64_t{1} << 29)) >> 30);
 }
 
 // Of 2 pi phase / 2^64.
 constexpr Fixed FixedTurn(uint64_t phase) {
+  // (pi / 4)^k / k! in Q30, signs alternating: of cosine k = 0, 2, ..., of sine k = 1, 3, ...
+  constexpr int32_t kCos[6] = {1073741824, -331168970, 17023473, -350031, 3856, -26};
+  constexpr int32_t kSin[6] = {843314857, -86699834, 2674041, -39273, 336, -2};
   const uint64_t quarter = (phase + (uint64_t{1} << 61)) >> 62;
   // What is left of the nearest quarter turn: +-2^30 is +-pi / 4.
   const auto rest = static_cast<int64_t>(phase - (quarter << 62));

@@ -7,12 +7,14 @@
 #include <cstring>
 
 #include "kernels/cuda/scratch_bytes.h"
+#include "kernels/ecc_core.h"
 #include "kernels/record_head.h"
 
 namespace tiercel::gpu {
 namespace {
 
-constexpr CodecId kCodecs[] = {CodecId::kRaw, CodecId::kLlf, CodecId::kLle, CodecId::kF8, CodecId::kI8, CodecId::kI4h};
+constexpr CodecId kCodecs[] = {CodecId::kRaw, CodecId::kLlf, CodecId::kLle, CodecId::kF8, CodecId::kI8, CodecId::kI4h,
+                                CodecId::kEcC, CodecId::kEcK, CodecId::kEcX, CodecId::kI8e};
 constexpr uint64_t kAlign = 64;
 
 tl::unexpected<Error> Bad(std::string what) { return Fail(Code::kInvalidArgument, "batch: " + std::move(what)); }
@@ -30,14 +32,27 @@ Status TakeHead(const RecordSpec& spec, CodecId codec, BatchPlan& plan) {
   TIERCEL_ASSIGN(const uint64_t bytes, EncodeRecord(spec, codec, std::vector<std::byte>(plan.raw_bytes), record));
   TIERCEL_ASSIGN(const RecordView view, ParseRecord(ByteSpan(record).first(bytes)));
   BatchShape& shape = plan.shape;
-  if (view.directory_offset > kMaxHeader) return Bad(fmt::format("a header of {} bytes, over {}", view.directory_offset, kMaxHeader));
   shape.header_bytes = view.directory_offset;
   shape.head_bytes = static_cast<uint32_t>(view.head_bytes);
   shape.digest_at = view.digest_offset;
-  std::memcpy(shape.header, record.data(), shape.header_bytes);
-  const auto ignore = [&shape](size_t at, size_t size) { std::memset(shape.ignored + at, 1, size); };
   using namespace record_head;  // NOLINT: offsets of this very format.
+  // A rotation's TLV is the last, and too long to be held here.
+  uint64_t rope_at = kRecordHeaderBytes + TlvBytes(16) + TlvBytes(8);
+  for (const std::string* text : {&spec.layout.engine, &spec.layout.isa}) rope_at += text->empty() ? 0 : TlvBytes(text->size());
+  shape.rope_at = static_cast<uint32_t>(rope_at);
+  const bool turns = view.rope_dims != 0;
+  const uint64_t held = turns ? view.rope_offset : rope_at;
+  if (held > kMaxHeader) return Bad(fmt::format("a header of {} bytes, over {}", held, kMaxHeader));
+  std::memcpy(shape.header, record.data(), held);
+  if (turns) {
+    shape.rope_style = static_cast<uint8_t>(view.rope_style);
+    shape.rope_first = static_cast<uint16_t>(view.rope_first);
+    shape.rope_dims = static_cast<uint16_t>(view.rope_dims);
+    plan.tables.assign(record.begin() + view.rope_offset, record.begin() + view.rope_offset + 4 * view.rope_dims);
+  }
+  const auto ignore = [&shape](size_t at, size_t size) { std::memset(shape.ignored + at, 1, size); };
   ignore(kMinor, 1);
+  ignore(kHeaderSize, 2);
   ignore(kRecordSize, 8);
   ignore(kCodec, 1);
   ignore(kQuality, 1);
@@ -48,6 +63,32 @@ Status TakeHead(const RecordSpec& spec, CodecId codec, BatchPlan& plan) {
   ignore(kRecordHeaderBytes + 4, 16);  // The scope: the first TLV.
   ignore(shape.digest_at, 8);
   return OkStatus();
+}
+
+// What EC-C, EC-K and EC-X are told by their options.
+void TakeOptions(const RecordSpec& spec, CodecId codec, BatchPlan& plan) {
+  BatchShape& shape = plan.shape;
+  const EncodeOptions& options = *spec.options;
+  shape.exact_tokens = options.exact_tokens;
+  shape.step = options.step;
+  const bool levels = options.artifact != nullptr && options.artifact->has_levels() && spec.layout.packing == KvPacking::kSplit &&
+                      FindCodec(codec)->Supports(record_head::ShapeOf(spec.layout, spec.layer_begin, 0, 0));
+  shape.foretells = levels ? 1 : 0;
+  if (levels || FindCodec(codec)->needs_artifact()) shape.artifact = options.artifact->id();
+  shape.class_step = ecc::kStepOfClass[static_cast<size_t>(options.quality)];
+  if (codec != CodecId::kEcC) return;
+  if (options.quality == QualityClass::kExact) shape.codec = static_cast<uint8_t>(CodecId::kRaw);  // Nothing is coded so.
+  for (uint32_t i = 0; i < shape.segments; ++i) {
+    const SegmentShape segment = record_head::ShapeOf(spec.layout, spec.layer_begin, i, 0);
+    const CodecContext context = record_head::ContextOf(spec, segment);
+    KindShape& kind = shape.kind[i % shape.kinds];
+    kind.split = static_cast<uint16_t>(context.split_dim);
+    kind.groups = context.split_dim != 0 ? 2 : 1;
+    std::vector<float> scales(context.scales.begin(), context.scales.end());
+    scales.resize(uint64_t{kind.groups} * segment.heads, 1.0f);
+    const ByteSpan bytes = std::as_bytes(std::span(scales));
+    plan.tables.insert(plan.tables.end(), bytes.begin(), bytes.end());
+  }
 }
 
 }  // namespace
@@ -72,6 +113,8 @@ std::string_view Name(BlockCode code) {
       return "a malformed segment";
     case BlockCode::kDigest:
       return "a segment of another digest";
+    case BlockCode::kArtifact:
+      return "a record of an artifact that is not here";
   }
   return "unknown";
 }
@@ -83,7 +126,7 @@ uint64_t BatchPlan::decode_scratch_bytes(uint32_t blocks) const {
   return uint64_t{blocks} * shape.segments * (kSegmentBytes + shape.decode_scratch);
 }
 
-Result<BatchPlan> PlanBatch(const RecordSpec& spec, CodecId codec, const PagedKv& kv) {
+Result<BatchPlan> PlanBatch(const RecordSpec& spec, CodecId codec, const PagedKv& kv, uint32_t decodes) {
   const KvLayout& layout = spec.layout;
   if (layout.opaque()) return Bad("opaque bytes have no pages");
   codec = ResolveCodec(codec, layout.dtype);
@@ -100,7 +143,13 @@ Result<BatchPlan> PlanBatch(const RecordSpec& spec, CodecId codec, const PagedKv
   BatchShape& shape = plan.shape;
   RecordSpec own = spec;
   own.pos0 = 0;
-  own.options = nullptr;  // None of these codecs has any.
+  own.options = nullptr;
+  EncodeOptions options;
+  const bool heeds_options = !FindCodec(codec)->one_class();
+  if (heeds_options) {
+    TIERCEL_ASSIGN(options, record_head::OptionsOf(spec, codec));
+    own.options = &options;
+  }
   plan.raw_bytes = RawBytes(own);
   TIERCEL_TRY(TakeHead(own, codec, plan));
   plan.max_record_bytes = MaxRecordBytes(own, 0);
@@ -115,6 +164,8 @@ Result<BatchPlan> PlanBatch(const RecordSpec& spec, CodecId codec, const PagedKv
   shape.elem = static_cast<uint8_t>(DtypeBytes(layout.dtype));
   shape.dtype = static_cast<uint8_t>(layout.dtype);
   shape.codec = static_cast<uint8_t>(codec);
+  shape.first_head = layout.rank * layout.kv_heads;
+  shape.turned_dims = layout.packing == KvPacking::kLatent ? layout.head_dim_k + layout.head_dim_v : layout.head_dim_k;
   uint64_t encode = 0, decode = 0, slot = 0;
   for (uint32_t i = 0; i < shape.kinds; ++i) {
     const SegmentShape segment = record_head::ShapeOf(layout, spec.layer_begin, i, 0);
@@ -127,15 +178,18 @@ Result<BatchPlan> PlanBatch(const RecordSpec& spec, CodecId codec, const PagedKv
     kind.kind = static_cast<uint8_t>(segment.kind);
     for (const CodecId id : kCodecs) {
       if (!FindCodec(id)->Supports(segment)) continue;
-      kind.supports = static_cast<uint8_t>(kind.supports | 1u << static_cast<unsigned>(id));
+      const uint32_t bit = 1u << static_cast<unsigned>(id);
+      kind.supports = static_cast<uint16_t>(kind.supports | bit);
       const ScratchBytes need = ScratchOf(static_cast<uint8_t>(id), uint64_t{segment.heads} * segment.dim, segment.tokens, segment.heads);
       if (id == codec) encode = std::max(encode, need.encode);
-      decode = std::max(decode, need.decode);
+      if ((decodes & bit) != 0) decode = std::max(decode, need.decode);
     }
-    plan.codecs |= kind.supports;
+    plan.codecs |= kind.supports & decodes;
     slot = std::max(slot, record_head::Align(segment.raw_bytes));
   }
-  // Each below 2^29, since a record's raw bytes are below 2^25.
+  shape.codecs = plan.codecs;
+  if (heeds_options) TakeOptions(own, codec, plan);
+  // Each below 2^31, since a record's raw bytes are below 2^25.
   shape.slot_bytes = static_cast<uint32_t>(slot);
   shape.encode_scratch = static_cast<uint32_t>(record_head::Align(encode));
   shape.decode_scratch = static_cast<uint32_t>(record_head::Align(decode));
@@ -157,6 +211,8 @@ Result<BatchArgs> ArgsOf(const BatchPlan& plan, const BatchBlocks& blocks, bool 
                         : blocks.records == nullptr                   ? "records"
                         : decoding && blocks.record_bytes == nullptr  ? "record_bytes"
                         : blocks.results == nullptr                   ? "results"
+                        : !decoding && blocks.tables == nullptr && !plan.tables.empty() ? "tables"
+                        : !decoding && blocks.artifact == nullptr && plan.shape.artifact != 0 ? "artifact"
                         : blocks.scratch.data() == nullptr            ? "scratch"
                                                                       : nullptr;
   if (missing != nullptr) return Bad(fmt::format("{} is null", missing));
@@ -170,6 +226,8 @@ Result<BatchArgs> ArgsOf(const BatchPlan& plan, const BatchBlocks& blocks, bool 
   args.planes = blocks.planes;
   args.pages = blocks.pages;
   args.pos0 = blocks.pos0;
+  args.tables = reinterpret_cast<const uint8_t*>(blocks.tables);
+  args.artifact = reinterpret_cast<const uint8_t*>(blocks.artifact);
   args.records = reinterpret_cast<uint8_t* const*>(blocks.records);
   args.record_bytes = blocks.record_bytes;
   args.results = blocks.results;

@@ -28,6 +28,7 @@ enum class BlockCode : uint32_t {
   kChecksum = 6,     // A segment's bytes do not sum to its checksum.
   kSegment = 7,      // A segment is malformed.
   kDigest = 8,       // A segment decodes to something else than was encoded.
+  kArtifact = 9,     // It needs an artifact that is not the batch's, or that has no transform for a segment.
 };
 struct BlockResult {
   BlockCode code = BlockCode::kOk;
@@ -35,7 +36,7 @@ struct BlockResult {
   uint64_t bytes = 0;    // Of the record.
 };
 
-inline constexpr uint32_t kMaxHeader = 256;
+inline constexpr uint32_t kMaxHeader = 320;  // Without the frequencies of a rotation.
 inline constexpr uint32_t kMaxSegments = 65535;  // Of a batch: a grid has no more rows.
 
 // Segments of one kind: K, or V, or both in one.
@@ -46,7 +47,9 @@ struct KindShape {
   uint32_t limit = 0;    // Encoded bytes worth having.
   uint8_t order = 0;     // AxisOrder.
   uint8_t kind = 0;      // SegmentKind.
-  uint8_t supports = 0;  // A bit a codec, by its id, 0 to 5.
+  uint8_t groups = 0;    // EC-C, encoding: parts of a head that have a step of their own.
+  uint16_t split = 0;    // Dims of the first of two.
+  uint16_t supports = 0;  // A bit a codec, by its id.
 };
 
 struct BatchShape {
@@ -60,12 +63,25 @@ struct BatchShape {
   uint8_t elem = 0;
   uint8_t dtype = 0;
   uint8_t codec = 0;
-  uint32_t header_bytes = 0;
-  uint32_t head_bytes = 0;  // With the directory.
+  uint32_t header_bytes = 0;  // Of what is encoded.
+  uint32_t head_bytes = 0;    // With the directory.
+  uint32_t rope_at = 0;       // Where a rotation's TLV stands, or the list of TLVs ends.
   uint32_t digest_at = 0;
   uint32_t slot_bytes = 0;     // Encoding: of a segment, before it has its place in the record.
   uint32_t encode_scratch = 0;  // Of a segment; multiples of 64.
   uint32_t decode_scratch = 0;
+  uint32_t codecs = 0;     // A bit a codec that records to be decoded may hold.
+  uint32_t turned_dims = 0;  // Of a head, those that a record's rotation may turn.
+  uint32_t first_head = 0;  // Of the model's heads, this rank's first.
+  // EC-C, EC-K and EC-X, encoding.
+  uint64_t artifact = 0;      // The id of the one whose image the batch must have; 0: none.
+  uint8_t foretells = 0;      // Not 0: it has what foretells levels, from K.
+  uint64_t exact_tokens = 0;  // The first positions of a chain, which stay as they are.
+  float step = 0;
+  float class_step = 0;
+  uint16_t rope_first = 0;  // EC-C's rotation; its frequencies are the first of the tables.
+  uint16_t rope_dims = 0;
+  uint8_t rope_style = 0;
   KindShape kind[2];
   uint8_t header[kMaxHeader] = {};   // As the CPU writes it; sizes, digest, pos0 and checksum change.
   uint8_t ignored[kMaxHeader] = {};  // Not 0: a record of this layout may have another byte here.
@@ -81,6 +97,8 @@ struct BatchArgs {
   const uint64_t* pos0 = nullptr;     // [blocks], encoding; null: all 0.
   uint8_t* const* records = nullptr;  // [blocks].
   const uint64_t* record_bytes = nullptr;  // [blocks], decoding.
+  const uint8_t* tables = nullptr;         // The plan's; null: it has none.
+  const uint8_t* artifact = nullptr;       // Its image; null: none.
   BlockResult* results = nullptr;          // [blocks].
   Segment* jobs = nullptr;                 // [blocks][segments].
   uint8_t* slots = nullptr;

@@ -38,6 +38,15 @@ TIERCEL_DEVICE void AtomicXor(uint32_t* at, uint32_t value) { atomicXor(at, valu
 TIERCEL_DEVICE void AtomicMax(uint32_t* at, uint32_t value) { atomicMax(at, value); }
 TIERCEL_DEVICE uint32_t CountOnes(uint32_t bits) { return static_cast<uint32_t>(__popc(bits)); }
 TIERCEL_DEVICE uint32_t BitWidth(uint32_t bits) { return 32 - static_cast<uint32_t>(__clz(static_cast<int>(bits))); }
+TIERCEL_DEVICE float Fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+TIERCEL_DEVICE double SquareRoot(double value) { return __dsqrt_rn(value); }
+// sum + the products of two int16 and the lower, or the upper, two of four int8; modulo 2^32.
+TIERCEL_DEVICE int32_t DotLow(uint32_t halves, uint32_t bytes, int32_t sum) {
+  return __dp2a_lo(static_cast<int>(halves), static_cast<int>(bytes), sum);
+}
+TIERCEL_DEVICE int32_t DotHigh(uint32_t halves, uint32_t bytes, int32_t sum) {
+  return __dp2a_hi(static_cast<int>(halves), static_cast<int>(bytes), sum);
+}
 template <class T>
 TIERCEL_DEVICE T* Shared() {
   extern __shared__ __align__(16) unsigned char tiercel_shared[];

@@ -80,14 +80,11 @@ TIERCEL_DEVICE bool I8Bounds(const Segment& s, int least, int most, uint16_t* lo
   return s.dtype == kFp16Float ? fixed::I8Seal<true>(*low, *high) : fixed::I8Seal<false>(*low, *high);
 }
 
-TIERCEL_KERNEL void I8Encode(Segment* segments) {
-  Segment& s = segments[BlockY()];
-  if (s.codec != kI8Codec) return;
-  const I8Plan plan(s);
-  if (plan.bytes > s.limit) return;
-  uint8_t* const low = s.encoded;
-  uint8_t* const high = s.encoded + 2 * plan.bounds;
-  uint8_t* const codes = s.encoded + plan.codes_at;
+// Bounds and codes, to bytes of the plan's size. Grid.
+TIERCEL_DEVICE void I8EncodeTo(Segment& s, const I8Plan& plan, uint8_t* to) {
+  uint8_t* const low = to;
+  uint8_t* const high = to + 2 * plan.bounds;
+  uint8_t* const codes = to + plan.codes_at;
   uint16_t l = 0, h = 0;
   if (plan.by_channel) {
     // A thread has a group's column; consecutive ones have consecutive dims.
@@ -146,17 +143,25 @@ TIERCEL_KERNEL void I8Encode(Segment* segments) {
       }
     }
   }
-  for (uint32_t i = 4 * plan.bounds + ThreadOfGrid(); i < plan.codes_at; i += ThreadsOfGrid()) s.encoded[i] = 0;
+  for (uint32_t i = 4 * plan.bounds + ThreadOfGrid(); i < plan.codes_at; i += ThreadsOfGrid()) to[i] = 0;
+}
+TIERCEL_KERNEL void I8Encode(Segment* segments) {
+  Segment& s = segments[BlockY()];
+  if (s.codec != kI8Codec) return;
+  const I8Plan plan(s);
+  if (plan.bytes > s.limit) return;
+  I8EncodeTo(s, plan, s.encoded);
   if (ThreadOfGrid() == 0) {
     s.bytes = plan.bytes;
     s.params = plan.params();
   }
 }
 
-TIERCEL_DEVICE void I8Values(Segment& s, const I8Plan& plan, bool store) {
-  const uint8_t* const low = s.encoded;
-  const uint8_t* const high = s.encoded + 2 * plan.bounds;
-  const uint8_t* const codes = s.encoded + plan.codes_at;
+// The values of a segment of I8 that lies at `from`: their digest, and if asked they are stored. Grid.
+TIERCEL_DEVICE void I8Values(Segment& s, const I8Plan& plan, const uint8_t* from, bool store) {
+  const uint8_t* const low = from;
+  const uint8_t* const high = from + 2 * plan.bounds;
+  const uint8_t* const codes = from + plan.codes_at;
   ForWords(s, store, [&](uint32_t index, Coordinates at) {
     const uint32_t bound = plan.BoundOf(s, at);
     const float bottom = ToFloat(s, LoadU16(low + 2 * bound));
@@ -171,14 +176,14 @@ TIERCEL_DEVICE void I8Values(Segment& s, const I8Plan& plan, bool store) {
 TIERCEL_KERNEL void I8Shown(Segment* segments) {
   Segment& s = segments[BlockY()];
   if (s.codec != kI8Codec || s.bytes == 0 || s.failed != 0) return;
-  I8Values(s, I8Plan(s), false);
+  I8Values(s, I8Plan(s), s.encoded, false);
 }
 TIERCEL_KERNEL void I8Decode(Segment* segments) {
   Segment& s = segments[BlockY()];
   if (s.codec != kI8Codec) return;
   const I8Plan plan(s);
   if (s.params != plan.params() || s.bytes != plan.bytes) return Fail(s);
-  I8Values(s, plan, true);
+  I8Values(s, plan, s.encoded, true);
 }
 
 // ---- F8.

@@ -15,6 +15,9 @@
 
 namespace tiercel::gpu {
 
+struct ImageTransform;
+struct ImageLevels;
+
 inline constexpr uint8_t kNoCodec = 255;  // Nothing to do for this segment.
 inline constexpr uint32_t kHeadTokenDim = 1;  // AxisOrder.
 inline constexpr uint32_t kHeadDimToken = 2;
@@ -34,6 +37,7 @@ struct Segment {
   uint16_t layer = 0;
   uint8_t codec = kNoCodec;  // Asked of the encoder; what is to be decoded.
   uint8_t used = 0;          // By the encoder.
+  uint8_t encoding = 0;      // Not 0: it is not being decoded.
   uint32_t limit = 0;        // Encoding: bytes that are worth having.
 
   uint8_t* encoded = nullptr;  // Aligned to 64; encoding: has room for the plane's bytes.
@@ -45,6 +49,22 @@ struct Segment {
   uint64_t digest = 0;         // Sum of the words' shares, without the size's.
   uint64_t raw_digest = 0;     // The same of what a lossy encoder was given.
   uint64_t wanted_digest = 0;  // Decoding.
+  // EC-C, EC-K and EC-X.
+  uint64_t pos0 = 0;
+  const uint8_t* frequencies = nullptr;  // Of the rotated pairs, u64, at any alignment.
+  uint16_t rope_first = 0;
+  uint16_t rope_dims = 0;  // 0: values are not rotated.
+  uint8_t rope_style = 0;
+  uint16_t split = 0;       // EC-C: dims of a head's part 0; 0: it has one.
+  uint32_t exact = 0;       // Encoding: tokens that are to stay as they are.
+  uint32_t groups = 0;      // Encoding, EC-C: parts and heads that have a step;
+  const float* scales = nullptr;  // of each what the step is multiplied with.
+  float step = 0;           // EC-C, encoding: not over 0: from the values' spread, times class_step.
+  float class_step = 0;
+  const uint8_t* image = nullptr;  // EC-K and EC-X: of the artifact, and there
+  const ImageTransform* transforms = nullptr;  // the transform of the segment's first group.
+  uint32_t first_head = 0;  // Of the model's heads, the segment's first.
+  const ImageLevels* foretelling = nullptr;  // Encoding: of the tokens' levels; null: they have none.
   uint32_t crc = 0;            // Sum of the pieces' shares (crc.cuh).
   uint32_t wanted_crc = 0;
 

@@ -21,6 +21,11 @@ using gpu_vectors::Entry;
 using gpu_vectors::Kind;
 using gpu_vectors::kUntouched;
 
+std::vector<uint8_t> BytesOf(const std::vector<std::byte>& bytes) {
+  const auto* at = reinterpret_cast<const uint8_t*>(bytes.data());
+  return {at, at + bytes.size()};
+}
+
 Entry EntryOf(const Case& c, Kind kind) {
   const auto plan = gpu::PlanBatch(c.spec, c.codec, c.kv);
   TIERCEL_CHECK(plan.has_value());
@@ -40,6 +45,8 @@ Entry EntryOf(const Case& c, Kind kind) {
   }
   entry.pages = c.pages;
   entry.pos0 = c.pos0;
+  entry.tables = BytesOf(plan->tables);
+  if (c.options != nullptr && c.options->artifact != nullptr) entry.artifact = BytesOf(gpu::ArtifactImage(*c.options->artifact));
   return entry;
 }
 
@@ -47,11 +54,6 @@ void AddRecord(Entry& entry, ByteSpan record) {
   entry.record_bytes.push_back(record.size());
   const auto* at = reinterpret_cast<const uint8_t*>(record.data());
   entry.records.insert(entry.records.end(), at, at + record.size());
-}
-
-std::vector<uint8_t> BytesOf(const std::vector<std::byte>& bytes) {
-  const auto* at = reinterpret_cast<const uint8_t*>(bytes.data());
-  return {at, at + bytes.size()};
 }
 
 Entry Exact(const Case& c) {
@@ -103,6 +105,9 @@ Entry Malformed(SplitMix64& random, const Case& c) {
   gpu::BatchBlocks blocks;
   blocks.count = 1;
   blocks.planes = planes.data();
+  std::byte* const image = aligned(entry.artifact.size());
+  std::memcpy(image, entry.artifact.data(), entry.artifact.size());
+  if (!entry.artifact.empty()) blocks.artifact = image;
   blocks.pages = c.pages.data();
   blocks.records = &memory;
   blocks.record_bytes = entry.record_bytes.data();
@@ -113,6 +118,7 @@ Entry Malformed(SplitMix64& random, const Case& c) {
   entry.segment = result.segment;
   if (result.code == gpu::BlockCode::kOk) entry.decoded = BytesOf(decoded);
   std::free(memory);
+  std::free(image);
   std::free(scratch);
   return entry;
 }
@@ -143,6 +149,21 @@ Case BenchCase(CodecId codec) {
     batch_case::FillPlane(random, shape, batch_case::Fill::kUsual, base);
   }
   for (uint32_t i = 0; i < 16; ++i) c.pages.push_back(i);
+  if (codec == CodecId::kEcC || codec == CodecId::kEcK) {
+    const auto options = std::make_shared<batch_case::CaseOptions>();
+    options->options.quality = QualityClass::kBalanced;
+    if (codec == CodecId::kEcK) {
+      ArtifactShape shape;
+      shape.layers = 4;
+      shape.heads = 8;
+      shape.dim_k = shape.dim_v = shape.rope_dims = 128;
+      shape.whole_layers = false;
+      shape.step = 0.001f;  // Values are about 2^-6.
+      options->Use(shape, 1);
+    }
+    c.options = options;
+    c.spec.options = &options->options;
+  }
   return c;
 }
 
@@ -163,6 +184,7 @@ void Write(const char* path) {
   }
   bool first = true;
   for (const CodecId codec : batch_case::kCodecs) {
+    if (codec == CodecId::kEcX) continue;  // A transform of 1024 dimensions takes minutes to make up.
     const Case c = BenchCase(codec);
     Entry entry = EntryOf(c, Kind::kBench);
     entry.name = Name(codec);

@@ -15,7 +15,7 @@
 
 namespace tiercel::gpu_vectors {
 
-inline constexpr uint64_t kMagic = 0x3156475443524954;  // "TIRCTGV1"
+inline constexpr uint64_t kMagic = 0x3256475443524954;  // "TIRCTGV2"
 
 enum class Kind : uint32_t {
   kExact = 0,      // cache -> records -> decoded.
@@ -39,6 +39,8 @@ struct Entry {
   std::vector<uint32_t> pages;
   std::vector<uint64_t> pos0;
   std::vector<uint64_t> record_bytes;
+  std::vector<uint8_t> tables;    // The plan's.
+  std::vector<uint8_t> artifact;  // Its image; empty: none.
   std::vector<uint8_t> cache;
   std::vector<uint8_t> records;  // One behind the other.
   std::vector<uint8_t> decoded;  // A cache of kUntouched, decoded into.
@@ -46,7 +48,7 @@ struct Entry {
   template <class F>
   void Visit(F&& f) {
     f(kind), f(name), f(shape), f(blocks), f(codecs), f(code), f(segment), f(max_record_bytes), f(encode_scratch), f(decode_scratch);
-    f(raw_bytes), f(planes), f(pages), f(pos0), f(record_bytes), f(cache), f(records), f(decoded);
+    f(raw_bytes), f(planes), f(pages), f(pos0), f(record_bytes), f(tables), f(artifact), f(cache), f(records), f(decoded);
   }
 };
 inline constexpr uint8_t kUntouched = 0x77;

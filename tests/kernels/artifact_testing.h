@@ -19,6 +19,8 @@ namespace tiercel {
 struct ArtifactShape {
   uint16_t layers = 2, heads = 2, dim_k = 64, dim_v = 64, rope_dims = 64;
   RopeStyle style = RopeStyle::kHalves;
+  std::vector<uint64_t> frequencies;  // Empty: those of a base of 10000.
+  bool transforms = true;
   bool whole_layers = true;  // EC-X's transforms, too.
   float step = 0.05f;        // Of every codec and class, times the class.
   bool levels = false;       // What foretells them, too, by some octaves.
@@ -29,8 +31,8 @@ class ArtifactWriter {
   explicit ArtifactWriter(const ArtifactShape& shape, uint64_t seed = 1) : shape_(shape), random_(seed) {
     Add(1, 0xffff, 0, 0, 0, AsBytes(std::string_view("{\"model\": \"made up\"}")));
     if (shape.rope_dims > 0) {
-      std::vector<uint64_t> rope;
-      for (int i = 0; i < shape.rope_dims / 2; ++i) {
+      std::vector<uint64_t> rope = shape.frequencies;
+      for (int i = 0; shape.frequencies.empty() && i < shape.rope_dims / 2; ++i) {
         rope.push_back(static_cast<uint64_t>(std::pow(10000.0, -2.0 * i / shape.rope_dims) / (2 * std::numbers::pi) * 0x1p64));
       }
       Add(2, 0xffff, 0, 0, 0, std::as_bytes(std::span(rope)));
@@ -53,7 +55,7 @@ class ArtifactWriter {
     for (uint16_t layer = 0; layer < shape.layers; ++layer) {
       for (uint8_t kind = 1; kind <= 2; ++kind) {
         const uint32_t dim = kind == 1 ? shape.dim_k : shape.dim_v;
-        if (dim == 0) continue;
+        if (dim == 0 || !shape.transforms) continue;
         for (uint8_t head = 0; head < shape.heads; ++head) AddTransform(layer, kind, head, dim);
         if (shape.whole_layers) AddTransform(layer, kind, kWholeLayer, dim * shape.heads);
       }

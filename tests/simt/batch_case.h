@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -14,10 +15,12 @@
 #include "kernels/cuda/batch.h"
 #include "kernels/paged.h"
 #include "kernels/record.h"
+#include "tests/kernels/artifact_testing.h"
 
 namespace tiercel::batch_case {
 
-inline constexpr CodecId kCodecs[] = {CodecId::kRaw, CodecId::kLlf, CodecId::kLle, CodecId::kF8, CodecId::kI8, CodecId::kI4h};
+inline constexpr CodecId kCodecs[] = {CodecId::kRaw, CodecId::kLlf, CodecId::kLle, CodecId::kF8, CodecId::kI8,
+                                      CodecId::kI4h, CodecId::kEcC, CodecId::kEcK, CodecId::kEcX, CodecId::kI8e};
 
 struct Sizes {
   uint32_t most_values = 3000;  // Of a segment, about.
@@ -27,8 +30,29 @@ struct Sizes {
 
 enum class Fill { kUsual, kZeros, kNoise, kOdd, kWide, kOne };
 
+// Options with all that they point to; an artifact is in use as long.
+struct CaseOptions {
+  EncodeOptions options;
+  std::vector<uint64_t> frequencies;
+  std::vector<float> scales;
+  std::shared_ptr<const Artifact> artifact;
+  CaseOptions() = default;
+  CaseOptions(const CaseOptions&) = delete;
+  ~CaseOptions() {
+    if (artifact != nullptr) DropArtifact(artifact->id());
+  }
+  void Use(const ArtifactShape& shape, uint64_t seed) {
+    auto parsed = Artifact::Parse(ArtifactWriter(shape, seed).Finish());
+    TIERCEL_CHECK(parsed.has_value());
+    artifact = *parsed;
+    TIERCEL_CHECK(UseArtifact(artifact).has_value());
+    options.artifact = artifact.get();
+  }
+};
+
 struct Case {
   RecordSpec spec;
+  std::shared_ptr<const CaseOptions> options;  // spec's, where it has some.
   CodecId codec = CodecId::kRaw;
   uint32_t blocks = 1;
   uint32_t pages_a_block = 1;
@@ -99,6 +123,47 @@ inline void FillPlane(SplitMix64& random, const SegmentShape& shape, Fill fill, 
   }
 }
 
+// What EC-C, EC-K and EC-X are asked for.
+inline std::shared_ptr<const CaseOptions> MakeOptions(SplitMix64& random, const KvLayout& l, CodecId codec) {
+  const auto out = std::make_shared<CaseOptions>();
+  EncodeOptions& options = out->options;
+  options.quality = static_cast<QualityClass>(random.Below(20) == 0 ? 0 : 1 + random.Below(4));
+  if (random.Below(2) == 0) options.step = static_cast<float>(1 + random.Below(7)) * 0x1p-12f * static_cast<float>(1u << random.Below(10));
+  constexpr uint32_t kExact[] = {0, 0, 1, 4, 16, 40, 100};
+  options.exact_tokens = kExact[random.Below(7)];
+  const bool split = l.packing == KvPacking::kSplit;
+  const bool needed = codec != CodecId::kEcC;
+  const uint32_t dim = l.packing == KvPacking::kLatent ? l.head_dim_k + l.head_dim_v : l.head_dim_k;
+  if (needed || (split && random.Below(3) == 0)) {
+    ArtifactShape shape;
+    shape.layers = static_cast<uint16_t>(l.layers);
+    shape.heads = static_cast<uint16_t>(l.kv_heads * l.world);
+    shape.dim_k = static_cast<uint16_t>(l.head_dim_k);
+    shape.dim_v = static_cast<uint16_t>(l.head_dim_v);
+    shape.rope_dims = static_cast<uint16_t>(2 * random.Below(l.head_dim_k / 2 + 1));
+    shape.style = static_cast<RopeStyle>(random.Below(2));
+    shape.transforms = needed;
+    shape.whole_layers = codec == CodecId::kEcX;
+    shape.levels = random.Below(2) == 0;
+    shape.step = 0.002f * static_cast<float>(1 + random.Below(40));
+    out->Use(shape, random.Next());
+    if (needed && options.quality == QualityClass::kExact) options.quality = QualityClass::kNear;
+  }
+  if (needed) return out;
+  if (random.Below(2) == 0 && dim >= 2) {
+    const auto dims = static_cast<uint32_t>(2 * (1 + random.Below(std::min(dim, kMaxRopeDims) / 2)));
+    for (uint32_t i = 0; i < dims / 2; ++i) out->frequencies.push_back(random.Next() >> random.Below(20));
+    options.rope = {static_cast<RopeStyle>(random.Below(2)), static_cast<uint32_t>(random.Below(dim - dims + 1)), dims, out->frequencies.data()};
+  }
+  if (l.packing == KvPacking::kLatent && dim > 1 && random.Below(2) == 0) options.latent_dims = static_cast<uint32_t>(1 + random.Below(dim - 1));
+  if (random.Below(2) == 0) {
+    const uint32_t parts = l.packing == KvPacking::kLatent && options.latent_dims == 0 ? 1 : 2;
+    for (uint32_t i = 0; i < l.layers * parts * l.kv_heads; ++i) out->scales.push_back(0.25f * static_cast<float>(1 + random.Below(12)));
+    options.scales = out->scales;
+  }
+  return out;
+}
+
 inline Case MakeCase(SplitMix64& random, const Sizes& sizes, CodecId codec) {
   Case c;
   c.codec = codec;
@@ -115,6 +180,18 @@ inline Case MakeCase(SplitMix64& random, const Sizes& sizes, CodecId codec) {
   if (l.packing == KvPacking::kLatent) l.head_dim_v = 0;
   l.kv_heads = l.packing == KvPacking::kLatent ? 1 : static_cast<uint32_t>(1 + random.Below(4));
   if (l.packing == KvPacking::kLatent && usual) l.head_dim_k = 576;
+  const bool klt = codec == CodecId::kEcK || codec == CodecId::kEcX;
+  if (klt) {  // Transforms are dear to make.
+    l.packing = KvPacking::kSplit;
+    l.layers = static_cast<uint32_t>(1 + random.Below(2));
+    l.kv_heads = static_cast<uint32_t>(1 + random.Below(3));
+    l.head_dim_k = static_cast<uint32_t>(1 + random.Below(codec == CodecId::kEcK ? 70 : 40));
+    l.head_dim_v = random.Below(2) == 0 ? l.head_dim_k : static_cast<uint32_t>(1 + random.Below(40));
+    if (random.Below(3) == 0) {
+      l.world = 2;
+      l.rank = static_cast<uint32_t>(codec == CodecId::kEcX ? 0 : random.Below(2));
+    }
+  }
   const uint32_t columns = l.kv_heads * std::max(1u, l.packing == KvPacking::kInterleaved ? l.head_dim_k + l.head_dim_v : l.head_dim_k);
   const uint32_t most_tokens = std::clamp(sizes.most_values / columns, 1u, 256u);
   c.kv.tokens_per_page = static_cast<uint32_t>(1 + random.Below(std::min(most_tokens, 32u)));
@@ -124,6 +201,11 @@ inline Case MakeCase(SplitMix64& random, const Sizes& sizes, CodecId codec) {
   l.v_order = l.packing == KvPacking::kSplit ? static_cast<AxisOrder>(random.Below(3)) : l.k_order;
   if (random.Below(3) == 0) l.engine = "engine";
   for (std::byte& byte : c.spec.scope.bytes) byte = static_cast<std::byte>(random.Next());
+  const bool ec = klt || codec == CodecId::kEcC;
+  if (ec) {
+    c.options = MakeOptions(random, l, codec);
+    c.spec.options = &c.options->options;
+  }
   if (l.layers > 1 && random.Below(3) == 0) {
     c.spec.layer_begin = static_cast<uint16_t>(random.Below(l.layers));
     c.spec.layer_end = static_cast<uint16_t>(c.spec.layer_begin + 1 + random.Below(l.layers - c.spec.layer_begin));
@@ -163,7 +245,7 @@ inline Case MakeCase(SplitMix64& random, const Sizes& sizes, CodecId codec) {
   std::vector<std::byte> block(l.block_bytes());
   const uint64_t kind = random.Below(12);
   for (uint32_t i = 0; i < c.blocks; ++i) {
-    c.pos0.push_back(random.Next() >> (random.Below(2) == 0 ? 40 : 1));
+    c.pos0.push_back(random.Next() >> (ec && random.Below(2) == 0 ? 60 : random.Below(2) == 0 ? 40 : 1));
     uint64_t at = 0;
     for (uint32_t layer = 0; layer < l.layers; ++layer) {
       for (uint32_t v = 0; v < (split ? 2u : 1u); ++v) {
@@ -180,6 +262,57 @@ inline Case MakeCase(SplitMix64& random, const Sizes& sizes, CodecId codec) {
     }
     TIERCEL_CHECK(Scatter(c.kv, l, c.PagesOf(i), block).has_value());
   }
+  return c;
+}
+
+// Small heads, so many tokens, and an artifact that foretells levels.
+inline Case MakeLevelsCase(SplitMix64& random, CodecId codec, uint32_t tokens) {
+  Case c;
+  c.codec = codec;
+  KvLayout& l = c.spec.layout;
+  l.dtype = random.Below(2) == 0 ? Dtype::kBf16 : Dtype::kFp16;
+  l.layers = 1;
+  l.kv_heads = static_cast<uint32_t>(1 + random.Below(2));
+  l.head_dim_k = static_cast<uint32_t>(2 + random.Below(9));
+  l.head_dim_v = static_cast<uint32_t>(1 + random.Below(10));
+  l.tokens_per_block = tokens;
+  l.k_order = static_cast<AxisOrder>(random.Below(3));
+  l.v_order = static_cast<AxisOrder>(random.Below(3));
+  const auto made = std::make_shared<CaseOptions>();
+  made->options.quality = static_cast<QualityClass>(1 + random.Below(4));
+  made->options.exact_tokens = static_cast<uint32_t>(random.Below(3) * 7);
+  ArtifactShape shape;
+  shape.layers = 1;
+  shape.heads = static_cast<uint16_t>(l.kv_heads);
+  shape.dim_k = static_cast<uint16_t>(l.head_dim_k);
+  shape.dim_v = static_cast<uint16_t>(l.head_dim_v);
+  shape.rope_dims = static_cast<uint16_t>(2 * random.Below(l.head_dim_k / 2 + 1));
+  shape.style = static_cast<RopeStyle>(random.Below(2));
+  shape.levels = true;
+  shape.step = 0.002f * static_cast<float>(1 + random.Below(40));
+  made->Use(shape, random.Next());
+  c.options = made;
+  c.spec.options = &made->options;
+  c.kv.tokens_per_page = tokens / 4;
+  c.pages_a_block = 4;
+  c.kv.n_pages = 5;
+  c.pages = {3, 0, 4, 1};
+  c.pos0 = {random.Below(2) == 0 ? random.Below(9) : random.Next() >> random.Below(60)};
+  const uint64_t plane = 5 * l.layer_bytes();  // More than either's.
+  c.cache.assign(2 * plane + 64, std::byte{0x5a});
+  c.kv.k = {PagedKv::Dense(c.cache.data(), l, AxisOrder::kTokenHeadDim, l.head_dim_k, 5, tokens / 4)};
+  c.kv.v = {PagedKv::Dense(c.cache.data() + plane, l, AxisOrder::kHeadDimToken, l.head_dim_v, 5, tokens / 4)};
+  std::vector<std::byte> block(l.block_bytes());
+  for (uint32_t v = 0; v < 2; ++v) {
+    SegmentShape segment;
+    segment.dtype = l.dtype;
+    segment.order = v == 0 ? l.k_order : l.v_order;
+    segment.tokens = tokens;
+    segment.dim = v == 0 ? l.head_dim_k : l.head_dim_v;
+    segment.raw_bytes = v == 0 ? l.k_plane_bytes() : l.v_plane_bytes();
+    FillPlane(random, segment, random.Below(5) == 0 ? Fill::kWide : Fill::kUsual, block.data() + (v == 0 ? 0 : l.k_plane_bytes()));
+  }
+  TIERCEL_CHECK(Scatter(c.kv, l, c.PagesOf(0), block).has_value());
   return c;
 }
 
