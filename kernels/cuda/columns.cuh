@@ -79,8 +79,8 @@ TIERCEL_DEVICE void ClassifyColumn(const ColumnsMemory& m, uint32_t c, uint16_t*
     fars += rans::EscapeByte(reduced) == rans::kFar ? 1 : 0;
   }
   symbols.Flush();
-  const uint32_t table =
-      BestTable(kQuantizedSet, shift == 0 ? 1 : rans::kWideTable, [&](uint32_t symbol) { return static_cast<uint32_t>(counts[32 * symbol]); });
+  const uint32_t table = BestTable(kQuantizedSet, shift == 0 ? 1 : rans::kWideTable,
+                                   [&](uint32_t symbol) { return static_cast<uint32_t>(counts[32 * symbol]); });
   m.classes[c] = rans::MakeClass(table, shift);
   m.escapes[c] = escapes;
   m.fars[c] = fars;

@@ -287,7 +287,8 @@ TIERCEL_KERNEL void EcPlace(Segment* segments) {
   }
   uint32_t level_bits = 0;
   if (plan.levels != 0) {
-    level_bits = PutList(m.level_words, 0, s.tokens - plan.exact, [&](uint32_t t) { return static_cast<int32_t>(m.levels[plan.exact + t]); });
+    level_bits = PutList(m.level_words, 0, s.tokens - plan.exact,
+                         [&](uint32_t t) { return static_cast<int32_t>(m.levels[plan.exact + t]); });
   }
   uint32_t mean_bits = 0;
   if (!IsKlt(s)) mean_bits = PutList(m.mean_words, 0, columns, [&](uint32_t c) { return m.means[c]; });

@@ -104,7 +104,8 @@ TIERCEL_DEVICE bool PrepareEc(const BatchArgs& args, const RopeOf& rope, uint64_
   if (s->layer >= head.layers || (v ? head.dim_v : head.dim_k) != s->dim) return false;
   if (s->codec == kEcKCodec && first + groups > head.kv_heads) return false;
   s->image = args.artifact;
-  s->transforms = reinterpret_cast<const ImageTransform*>(args.artifact + head.transforms_at) + TransformIndex(head.kv_heads, s->layer, v, first);
+  s->transforms = reinterpret_cast<const ImageTransform*>(args.artifact + head.transforms_at) +
+                  TransformIndex(head.kv_heads, s->layer, v, first);
   for (uint32_t i = 0; i < groups; ++i) {
     if (s->transforms[i].n != n) return false;
   }

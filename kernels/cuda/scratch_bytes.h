@@ -152,7 +152,8 @@ constexpr ScratchBytes ScratchOf(uint8_t codec, uint64_t columns, uint64_t token
     case 5:
       return {I4hScratchBytes(columns * tokens), 0};
     case 10:
-      return {ColumnsLayoutOf(columns, tokens).bytes + I8Bytes(columns * tokens), ColumnsLayoutOf(columns, tokens).words + I8Bytes(columns * tokens)};
+      return {ColumnsLayoutOf(columns, tokens).bytes + I8Bytes(columns * tokens),
+              ColumnsLayoutOf(columns, tokens).words + I8Bytes(columns * tokens)};
     case 7:
       return {EcLayoutOf(columns, tokens).bytes, EcLayoutOf(columns, tokens).x_decoding};
     case 8:
