@@ -106,7 +106,7 @@ TEST(CodecControllerTest, AnExplanationIsOrderedAndSumsUp) {
   TellLink(controller, 1);
   const auto ask = AskFor(QualityClass::kSmall, true);
   const auto candidates = controller.Explain(ask);
-  ASSERT_EQ(candidates.size(), 9u);
+  ASSERT_EQ(candidates.size(), 10u);
   for (size_t i = 1; i < candidates.size(); ++i) EXPECT_LE(candidates[i - 1].total, candidates[i].total);
   for (const auto& one : candidates) {
     const double put = (7 * std::max(one.encode, one.send) + one.encode + one.send) / 8;
