@@ -49,14 +49,14 @@ void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint
                 int32_t* /*room*/, float* x) {
   for (uint32_t j = 0; j < n; ++j) {
     for (size_t t = 0; t < stride; ++t) {
-      int32_t sum = 0;
+      uint32_t sum = 0;  // Of what no encoder writes it may wrap, as the wide loops' do.
       for (uint32_t i = 0; i < count; ++i) {
         const int32_t pair = pairs[size_t{j} * row_pairs + active[i]];
         const uint32_t c = uint32_t{active[i]} * 2;
-        sum += static_cast<int16_t>(pair & 0xffff) * q[c * stride + t];
-        if (c + 1 < n) sum += (pair >> 16) * q[(c + 1) * stride + t];
+        sum += static_cast<uint32_t>(static_cast<int16_t>(pair & 0xffff) * q[c * stride + t]);
+        if (c + 1 < n) sum += static_cast<uint32_t>((pair >> 16) * q[(c + 1) * stride + t]);
       }
-      x[j * stride + t] = Restore(sum, factor[j], steps[t], mean[j]);
+      x[j * stride + t] = Restore(static_cast<int32_t>(sum), factor[j], steps[t], mean[j]);
     }
   }
 }
