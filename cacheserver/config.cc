@@ -130,14 +130,21 @@ const std::vector<Setting>& Settings() {
       Bytes("memory.host", "RAM for blocks, all shards together", &Config::host_memory, 2 * kMiB, 64ull * 1024 * kGiB),
       Bytes("memory.slab", "unit of RAM given to a name space; a multiple of 2MiB", &Config::slab, 2 * kMiB, 16 * kGiB),
       Text("memory.huge_pages", "auto, off or required", &Config::huge_pages, {"auto", "off", "required"}),
-      Text("ssd.path", "data folder; empty: no SSD tier", &Config::ssd_path),
-      Bytes("ssd.capacity", "bytes on SSD, all shards together", &Config::ssd_capacity, 2 * kMiB, 1024ull * 1024 * kGiB),
+      Text("ssd.path", "data folder, or several with commas between, one a disk; empty: no SSD tier", &Config::ssd_path),
+      Bytes("ssd.capacity", "bytes on SSD, all shards and disks together", &Config::ssd_capacity, 2 * kMiB, 1024ull * 1024 * kGiB),
       Bytes("ssd.segment", "unit of writing and forgetting", &Config::ssd_segment, kMiB, 4 * kGiB),
       Time("ssd.seal_after", "an open segment is written after this long at the latest", &Config::ssd_seal_after,
            kMillisecond, 3600 * kSecond),
-      Bytes("ssd.write_rate", "bytes a second; 0: unlimited", &Config::ssd_write_rate, 0, 1024 * kGiB),
-      Number("ssd.readers", "reader threads a shard", &Config::ssd_readers, 1, 64),
-      Number("ssd.writers", "segment writers a shard", &Config::ssd_writers, 1, 16),
+      Bytes("ssd.write_rate", "bytes a second on each disk; 0: unlimited", &Config::ssd_write_rate, 0, 1024 * kGiB),
+      Bytes("ssd.write_per_day", "bytes that may be written in a day, all disks together; what is beyond stays in RAM "
+            "only. An hour's share may be spent at once; 0: unlimited", &Config::ssd_write_per_day, 0,
+            1024ull * 1024 * kGiB),
+      Bytes("ssd.scrub_rate", "bytes a second that are read and verified in the background; 0: none",
+            &Config::ssd_scrub_rate, 0, 1024 * kGiB),
+      Time("ssd.stall_after", "a disk that answers nothing for so long is left alone for a while", &Config::ssd_stall_after,
+           100 * kMillisecond, 600 * kSecond),
+      Number("ssd.readers", "reader threads a shard and disk", &Config::ssd_readers, 1, 64),
+      Number("ssd.writers", "segment writers a shard and disk", &Config::ssd_writers, 1, 16),
       Flag("ssd.recompress", "write blocks to SSD in fewer bytes where the disk keeps up: lossless, or as a "
            "namespace's demote_to allows", &Config::ssd_recompress),
       Text("codec.artifact", "KVA1 file of the model, for a namespace's demote_to; default: none, and lossy "
@@ -297,9 +304,16 @@ Status CheckWhole(const Config& config, const std::string& name) {
     return wrong(fmt::format("memory.host of {} gives {} shards no slab of {} each", FormatBytes(config.host_memory),
                              shards, FormatBytes(config.slab)));
   }
-  if (!config.ssd_path.empty() && config.ssd_capacity / shards < 2 * config.ssd_segment) {
-    return wrong(fmt::format("ssd.capacity of {} gives {} shards no two segments of {} each",
-                             FormatBytes(config.ssd_capacity), shards, FormatBytes(config.ssd_segment)));
+  const std::vector<std::string> disks = config.ssd_paths();
+  for (size_t i = 0; i < disks.size(); ++i) {
+    if (disks[i].empty()) return wrong(fmt::format("ssd.path '{}' names an empty folder", config.ssd_path));
+    if (std::find(disks.begin(), disks.begin() + static_cast<std::ptrdiff_t>(i), disks[i]) != disks.begin() + static_cast<std::ptrdiff_t>(i)) {
+      return wrong(fmt::format("ssd.path names {} twice", disks[i]));
+    }
+  }
+  if (!disks.empty() && config.ssd_capacity / shards / disks.size() < 2 * config.ssd_segment) {
+    return wrong(fmt::format("ssd.capacity of {} gives {} shards on {} disks no two segments of {} each",
+                             FormatBytes(config.ssd_capacity), shards, disks.size(), FormatBytes(config.ssd_segment)));
   }
   return OkStatus();
 }
@@ -310,6 +324,16 @@ const NamespaceConfig* Config::FindNamespace(std::string_view name) const {
   const auto found = std::find_if(namespaces.begin(), namespaces.end(),
                                   [name](const NamespaceConfig& one) { return one.name == name; });
   return found == namespaces.end() ? nullptr : &*found;
+}
+
+std::vector<std::string> Config::ssd_paths() const {
+  std::vector<std::string> paths;
+  for (size_t at = 0; at < ssd_path.size() + (ssd_path.empty() ? 0 : 1);) {
+    const size_t comma = std::min(ssd_path.find(',', at), ssd_path.size());
+    paths.push_back(ssd_path.substr(at, comma - at));
+    at = comma + 1;
+  }
+  return paths;
 }
 
 LogLevel Config::level() const {

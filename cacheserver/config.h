@@ -51,11 +51,15 @@ struct Config {
   uint64_t slab = 256 * kMiB;
   std::string huge_pages = "auto";
 
-  std::string ssd_path;  // Empty: no SSD tier.
+  std::string ssd_path;  // Empty: no SSD tier; several, one a disk, with commas between.
+  std::vector<std::string> ssd_paths() const;
   uint64_t ssd_capacity = 20 * kGiB;
   uint64_t ssd_segment = 64 * kMiB;
   Nanos ssd_seal_after = 5 * kSecond;
   uint64_t ssd_write_rate = 0;
+  uint64_t ssd_write_per_day = 0;
+  uint64_t ssd_scrub_rate = 4 * kMiB;
+  Nanos ssd_stall_after = 5 * kSecond;
   uint64_t ssd_readers = 4;
   uint64_t ssd_writers = 2;
   bool ssd_recompress = true;

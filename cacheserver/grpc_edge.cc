@@ -255,7 +255,7 @@ class DataService final : public v1::Tiercel::CallbackService {
     response->set_ssd_state("none");
     for (size_t i = 0; i < node.shards.size(); ++i) {
       const Shard::Stats& s = node.shards[i];
-      if (s.has_ssd) response->set_ssd_state(s.ssd_available ? "ok" : s.ssd_why);
+      if (s.has_ssd) response->set_ssd_state(s.ssd_why.empty() ? "ok" : s.ssd_why);
       FillShard(s, static_cast<uint32_t>(i), response->add_shards());
     }
     return Answer(context, grpc::Status::OK);

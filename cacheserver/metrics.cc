@@ -116,6 +116,17 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
     f.Counter("tiercel_ssd_read_bytes_total", "Bytes read.", mine, t.ssd.read_bytes);
     f.Counter("tiercel_ssd_dropped_segments_total", "Segments dropped.", mine, t.ssd.dropped_segments);
     f.Counter("tiercel_ssd_failed_writes_total", "Segments that could not be written.", mine, t.ssd.failed_writes);
+    f.Counter("tiercel_ssd_off_total", "Times that a disk was left alone for a while.", mine, t.ssd.switched_off);
+    f.Counter("tiercel_ssd_stalls_total", "Of those, because it answered nothing.", mine, t.ssd.stalls);
+    f.Counter("tiercel_ssd_over_budget_total", "Records not written because ssd.write_per_day was spent.", mine, t.ssd.over_budget);
+    f.Gauge("tiercel_ssd_budget_left_bytes", "What may be written at once of ssd.write_per_day; 0 where there is none.", mine,
+            t.ssd.budget_left_bytes);
+    f.Counter("tiercel_ssd_leaked_segments_total", "Segments found on disk that nobody accounts for: an alarm.", mine,
+              t.ssd.leaked_segments);
+    f.Counter("tiercel_ssd_scrubbed_bytes_total", "Bytes read and verified in the background.", mine, t.ssd.scrubbed_bytes);
+    f.Counter("tiercel_ssd_scrubbed_records_total", "Records read and verified in the background.", mine, t.ssd.scrubbed_records);
+    f.Counter("tiercel_ssd_scrub_bad_total", "Of those, the ones that did not verify: an alarm.", mine, t.ssd.scrub_bad);
+    f.Counter("tiercel_ssd_scrub_rounds_total", "Times that everything was read.", mine, t.ssd.scrub_rounds);
   }
   f.Histogram("tiercel_get_seconds", "From a GET's arrival to its last byte sent.", mine, s.get);
   f.Histogram("tiercel_put_seconds", "From a PUT's arrival to its ACK.", mine, s.put);

@@ -19,6 +19,7 @@
 #include "kernels/artifact.h"
 #include "kernels/record.h"
 #include "proto/field_hash.h"
+#include "tiering/ssd_disks.h"
 #include "transport/factory.h"
 #include "transport/grpc_stream.h"
 
@@ -106,12 +107,15 @@ Status Node::StartAll() {
     TIERCEL_ASSIGN(std::shared_ptr<const Artifact> artifact, ReadArtifact(config_.artifact));
     demotion_ = std::make_unique<Demotion>(std::move(artifact));
     SsdDisk::Options disk;
-    disk.path = config_.ssd_path;
     disk.shards = static_cast<uint32_t>(config_.shards);
     disk.write_bytes_per_second = config_.ssd_write_rate;
     disk.readers_per_shard = static_cast<uint32_t>(config_.ssd_readers);
     disk.writers_per_shard = static_cast<uint32_t>(config_.ssd_writers);
-    TIERCEL_ASSIGN(disk_, SsdDisk::Open(disk));
+    for (const std::string& path : config_.ssd_paths()) {
+      disk.path = path;
+      TIERCEL_ASSIGN(auto opened, SsdDisk::Open(disk));
+      disks_.push_back(std::move(opened));
+    }
   }
   offer_.host_id = host_id_;
   offer_.ucx_devices = config_.ucx_devices;
@@ -163,9 +167,13 @@ Status Node::StartShard(uint32_t number) {
   if (config_.huge_pages == "required") tiers.host.huge_pages = HostArena::HugePages::kRequired;
   tiers.fault_injection = config_.fault_injection;
   std::unique_ptr<SsdStore> store;
-  if (disk_ != nullptr) {
+  if (!disks_.empty()) {
+    const uint64_t shares = config_.shards * disks_.size();  // Each shard has its part of each disk.
     SsdStore::Options ssd;
-    ssd.capacity_bytes = config_.ssd_capacity / config_.shards;
+    ssd.capacity_bytes = config_.ssd_capacity / shares;
+    ssd.write_bytes_per_day = config_.ssd_write_per_day / shares;
+    ssd.scrub_bytes_per_second = config_.ssd_scrub_rate / shares;
+    ssd.stall_after = config_.ssd_stall_after;
     ssd.segment_bytes = config_.ssd_segment;
     ssd.seal_after = config_.ssd_seal_after;
     ssd.verify_record = VerifyStored;
@@ -176,7 +184,12 @@ Status Node::StartShard(uint32_t number) {
         return found == demote_to_.end() ? QualityClass::kExact : found->second;
       };
     }
-    TIERCEL_ASSIGN(store, disk_->OpenShard(number, ssd, clock));
+    std::vector<std::unique_ptr<SsdStore>> stores;
+    for (const auto& disk : disks_) {
+      TIERCEL_ASSIGN(auto one, disk->OpenShard(number, ssd, clock));
+      stores.push_back(std::move(one));
+    }
+    store = JoinDisks(std::move(stores), ssd.segment_bytes);
   }
   TIERCEL_ASSIGN(auto stack, TierStack::Create(tiers, clock, std::move(store)));
   Shard::Options options;
@@ -477,7 +490,7 @@ void Node::Stop() {
   for (std::thread& thread : threads_) thread.join();
   shards_.clear();
   grpc_.reset();
-  disk_.reset();
+  disks_.clear();
   if (!runtime_dir_.empty()) {
     std::error_code ignored;
     fs::remove_all(runtime_dir_, ignored);

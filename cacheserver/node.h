@@ -118,7 +118,7 @@ class Node {
   Nanos started_ = 0;
   std::map<uint32_t, QualityClass> demote_to_;  // By name space.
   std::unique_ptr<Demotion> demotion_;          // Used by the disk's movers.
-  std::unique_ptr<SsdDisk> disk_;
+  std::vector<std::unique_ptr<SsdDisk>> disks_;
   std::unique_ptr<GrpcEdge> grpc_;
   std::unique_ptr<HttpEdge> http_;
   std::vector<std::unique_ptr<Shard>> shards_;

@@ -1,7 +1,6 @@
 #include "tiering/ssd_database.h"
 
 #include <fmt/format.h>
-#include <rocksdb/rate_limiter.h>
 #include <rocksdb/table.h>
 
 #include <algorithm>
@@ -20,6 +19,12 @@ Error FromRocks(const rocksdb::Status& status, std::string_view what) {
 
 namespace {
 
+std::string BigEndian(uint32_t value) {
+  std::string out;
+  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(value >> shift & 255));
+  return out;
+}
+
 rocksdb::BlockBasedTableOptions TableOptions() {
   rocksdb::BlockBasedTableOptions table;
   // The distribution's RocksDB has CRC-32C in software only; XXH3 costs a quarter of it.
@@ -31,7 +36,7 @@ rocksdb::BlockBasedTableOptions TableOptions() {
 
 }  // namespace
 
-rocksdb::Options DataOptions(const SsdDisk::Options& options, bool direct_io) {
+rocksdb::Options DataOptions(bool direct_io) {
   rocksdb::Options data;
   data.create_if_missing = true;
   data.create_missing_column_families = true;
@@ -47,10 +52,6 @@ rocksdb::Options DataOptions(const SsdDisk::Options& options, bool direct_io) {
   data.keep_log_file_num = 2;
   data.max_log_file_size = 4 << 20;
   data.table_factory.reset(rocksdb::NewBlockBasedTableFactory(TableOptions()));
-  if (options.write_bytes_per_second > 0) {
-    data.rate_limiter.reset(rocksdb::NewGenericRateLimiter(
-        static_cast<int64_t>(options.write_bytes_per_second), 10'000));
-  }
   return data;
 }
 
@@ -67,9 +68,18 @@ rocksdb::Options IndexOptions() {
 
 std::string FamilyName(uint32_t shard) { return fmt::format("shard-{}", shard); }
 
+std::string ClearPrefix(uint32_t shard) { return "c" + BigEndian(shard); }
+std::string AllClearsKey(uint32_t shard) { return "m" + BigEndian(shard); }
+
+bool HasAllClears(const Database& data, uint32_t shard) {
+  std::string ignored;
+  return data.db->Get(rocksdb::ReadOptions(), data.common, AllClearsKey(shard), &ignored).ok();
+}
+
 void Database::Close() {
   if (db == nullptr) return;
   for (auto* family : families) db->DestroyColumnFamilyHandle(family);
+  if (common != nullptr) db->DestroyColumnFamilyHandle(common);
   const rocksdb::Status closed = db->Close();
   if (!closed.ok()) LogWarn("ssd.close", {{"error", closed.ToString()}});
   db.reset();
@@ -99,7 +109,7 @@ Status OpenDatabase(const std::string& path, const rocksdb::Options& options, ui
       rocksdb::DB::Open(rocksdb::DBOptions(options), path, families, &handles, &db);
   if (!status.ok()) return tl::unexpected<Error>(FromRocks(status, "opening " + path));
   out->db.reset(db);
-  db->DestroyColumnFamilyHandle(handles.front());
+  out->common = handles.front();
   out->families.assign(handles.begin() + 1, handles.end());
   return OkStatus();
 }

@@ -1,19 +1,20 @@
-// The SSD tier on RocksDB: one SST a segment, made by SstFileWriter and ingested, keys in sequence
-// order, whole segments dropped. Why so, with measurements: docs/adr/0008-ssd-segments.md; byte
+// One disk of the SSD tier, on RocksDB: one SST a segment, made by SstFileWriter and ingested, keys in
+// sequence order, whole segments dropped. Why so, with measurements: docs/adr/0008-ssd-segments.md; byte
 // tables: docs/ssd-format.md.
 //
 //   <path>/FORMAT        "tiercel-ssd 1"
 //   <path>/LOCK          held while open
 //   <path>/data/         RocksDB, a column family a shard: segment | slot | key -> record,
-//                        segment | 0xffffffff -> the segment's manifest
+//                        segment | 0xffffffff -> the segment's manifest; the default one: clear marks
 //   <path>/index/        RocksDB, a column family a shard: segment -> manifest; "clear" marks
 //   <path>/staging/      segments being written; emptied at open
 //
 // A segment is durable when its manifest is in the index, which is written after the ingest. A
-// segment ingested without that is indexed again at open, from the manifest that it carries itself.
+// segment ingested without that is indexed again at open, from the manifest that it carries itself. A
+// damaged index is put aside (index.damaged) and made again in the same way.
 //
-// SsdDisk is opened once a process and folder; its stores share one data database, one rate limiter
-// and the movers' budget. It must outlive its stores.
+// SsdDisk is opened once a process and folder; its stores share both databases and the limit on writes. It
+// must outlive its stores.
 //
 // Errors of Open: kFailedPrecondition: another process has it, or another format wrote it (both
 // named); kInvalidArgument: options; kUnavailable: the file system refuses.

@@ -22,7 +22,8 @@
 //   store
 //                       tries again by itself.
 //
-// Implementations: ssd_rocksdb.h, and tests/fakes/memory_ssd_store.h for the simulator.
+// Implementations: ssd_segment_store.h (RocksDB's is opened by ssd_rocksdb.h), ssd_disks.h over several
+// disks, and tests/fakes/memory_ssd_store.h for the simulator.
 #ifndef TIERCEL_TIERING_SSD_STORE_H_
 #define TIERCEL_TIERING_SSD_STORE_H_
 
@@ -75,6 +76,14 @@ class SsdStore {
     Nanos seal_after = 5 * kSecond;
     uint64_t max_queued_bytes = 512 * kMiB;  // Appended and not yet durable; more is refused.
     uint32_t max_queued_reads = 256;
+    // What may be written in a day; a record beyond it is told kResourceExhausted. The budget comes in
+    // evenly, and an hour of it may be spent at once. 0: no budget.
+    uint64_t write_bytes_per_day = 0;
+    uint64_t scrub_bytes_per_second = 0;  // Records read and verified in the background; 0: none.
+    // A disk from which nothing comes back for so long, though it was asked, is off. Writes are given the
+    // time that their pace asks for, too.
+    Nanos stall_after = 5 * kSecond;
+    uint64_t write_bytes_per_second = 0;  // The disk's limit, to know what a stall is; 0: none.
     // Checks a record as read, on a mover's thread; empty: no check beyond the disk's own.
     std::function<Status(ByteSpan record)> verify_record;
     // Gives smaller bytes to write instead, of the same content or as much worse as entry->demote_to
@@ -98,6 +107,15 @@ class SsdStore {
     uint64_t recoded_bytes = 0;
     uint64_t recoded_from_bytes = 0;
     uint64_t disk_bytes = 0;  // As the disk counts them: used_bytes' alarm.
+    uint64_t leaked_segments = 0;  // Found on disk though nobody accounts for them, and dropped again.
+    uint64_t over_budget = 0;      // Records refused because the day's budget was spent.
+    uint64_t budget_left_bytes = 0;  // To be spent at once; 0 too where there is no budget.
+    uint64_t scrubbed_records = 0;
+    uint64_t scrubbed_bytes = 0;
+    uint64_t scrub_bad = 0;   // Of those, the ones that did not verify.
+    uint64_t scrub_rounds = 0;  // Times that everything was read.
+    uint64_t switched_off = 0;  // Times that the disk was given up for a while.
+    uint64_t stalls = 0;        // Of those, because nothing came back.
   };
   struct VerifyReport {
     uint64_t records = 0;

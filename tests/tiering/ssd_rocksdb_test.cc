@@ -12,6 +12,7 @@
 #include <fstream>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "base/random.h"
 #include "tests/conformance/ssd_store_conformance.h"
@@ -19,6 +20,7 @@
 #include "tests/fakes/sim_clock.h"
 #include "tests/tiering/records.h"
 #include "tests/tiering/temp_folder.h"
+#include "tiering/ssd_kill_point.h"
 #include "tiering/ssd_manifest.h"
 
 namespace tiercel {
@@ -336,6 +338,93 @@ TEST(SsdRocksdbTest, ASegmentWithoutItsIndexEntryIsIndexedAgain) {
   Shard shard(folder.path());
   EXPECT_TRUE(shard.recovered.empty());
   EXPECT_EQ(Fill(shard, 100, 5).size(), 5u);
+}
+
+TEST(SsdRocksdbTest, ADamagedIndexIsMadeAgainFromTheSegmentsAndWhatWasClearedStaysCleared) {
+  for (const char* const victim : {"CURRENT", "MANIFEST", ".sst", ".log"}) {
+    TempFolder folder;
+    for (uint64_t round = 0; round < 2; ++round) {  // Twice: rows in a table, and rows in a log.
+      Shard shard(folder.path());
+      EXPECT_EQ(Fill(shard, round * 20, 20).size(), 20u);
+      if (round == 0) {
+        ASSERT_TRUE(shard.store->Clear(3, Scope{}, 5));
+      }
+    }
+    int damaged = 0;
+    for (const auto& item : std::filesystem::directory_iterator(folder.path() + "/index")) {
+      if (item.path().filename().string().find(victim) == std::string::npos) continue;
+      const auto bytes = std::filesystem::file_size(item.path());
+      if (bytes == 0) continue;
+      std::fstream io(item.path(), std::ios::in | std::ios::out | std::ios::binary);
+      io.seekp(static_cast<std::streamoff>(bytes / 3));
+      io << std::string(std::min<size_t>(bytes - bytes / 3, 200), '\xa5');
+      ++damaged;
+    }
+    ASSERT_GT(damaged, 0) << victim;
+    Shard shard(folder.path());
+    EXPECT_EQ(shard.recovered.size(), 35u) << victim;
+    for (const SsdEntry& entry : shard.recovered) {
+      EXPECT_GT(entry.generation, 5u);
+      std::vector<std::byte> bytes;
+      ASSERT_TRUE(shard.Read(entry, bytes));
+      EXPECT_EQ(bytes, RecordOf(entry.generation - 1, bytes.size()));
+    }
+    EXPECT_EQ(Fill(shard, 100, 5).size(), 5u);
+  }
+}
+
+TEST(SsdRocksdbTest, AProcessKilledAtAnyNamedPointServesWhatItToldAsDurable) {
+  for (const char* const point : {"segment.opened", "segment.half", "segment.finished", "segment.ingested", "segment.indexed",
+                                  "drop.begun", "drop.unindexed", "drop.done", "clear.half", "clear.done"}) {
+    TempFolder folder;
+    int pipe_fds[2];
+    ASSERT_EQ(pipe(pipe_fds), 0);
+    const pid_t child = fork();
+    if (child == 0) {
+      KillPlan::Get().Set(std::string(point) + ":3");
+      auto options = SmallSegments();
+      options.capacity_bytes = 4 * kMiB;
+      Shard shard(folder.path(), options);
+      shard.store->SetDropListener([&](const std::vector<SsdEntry>& dropped) {
+        for (const SsdEntry& entry : dropped) {
+          const int64_t no = -static_cast<int64_t>(entry.generation);
+          (void)!write(pipe_fds[1], &no, sizeof(no));
+        }
+      });
+      std::deque<std::vector<std::byte>> records;
+      for (uint64_t i = 0; i < 2000; ++i) {
+        records.push_back(RecordOf(i, 20'000));
+        while (!shard.store->Append(EntryOf(i, records.back().size()), records.back(), [&, i](Result<SsdEntry> where) {
+          const auto generation = static_cast<int64_t>(i + 1);
+          if (where) (void)!write(pipe_fds[1], &generation, sizeof(generation));
+        })) {
+          shard.store->Poll();
+        }
+        shard.store->Poll();
+        if (i % 50 == 49) (void)shard.store->Clear(9, Scope{}, 1);
+      }
+      _exit(0);
+    }
+    close(pipe_fds[1]);
+    std::set<uint64_t> durable;
+    for (int64_t told = 0; read(pipe_fds[0], &told, sizeof(told)) == sizeof(told);) {
+      if (told > 0) durable.insert(static_cast<uint64_t>(told));
+      if (told < 0) durable.erase(static_cast<uint64_t>(-told));
+    }
+    close(pipe_fds[0]);
+    int status = 0;
+    waitpid(child, &status, 0);
+    ASSERT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 137) << point << " was never passed";
+    Shard shard(folder.path());
+    std::map<uint64_t, SsdEntry> entries;
+    for (const SsdEntry& entry : shard.recovered) entries[entry.generation] = entry;
+    for (const uint64_t generation : durable) {
+      ASSERT_TRUE(entries.contains(generation)) << point << ": " << generation << " was told as durable";
+      std::vector<std::byte> bytes;
+      ASSERT_TRUE(shard.Read(entries[generation], bytes)) << point;
+      ASSERT_EQ(bytes, RecordOf(generation - 1, bytes.size())) << point;
+    }
+  }
 }
 
 TEST(SsdRocksdbTest, TwoShardsShareADiskAndNothingElse) {

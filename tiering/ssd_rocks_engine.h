@@ -1,0 +1,61 @@
+// RocksEngine is the SegmentEngine of one shard in the two databases of a disk: a segment is an SST that is
+// written in staging/ and ingested, and a row of the index. Byte tables: docs/ssd-format.md; why so, with
+// measurements: docs/adr/0008-ssd-segments.md.
+//
+// Ownership: borrows the databases, which outlive it. Threads and errors: as ssd_engine.h says.
+#ifndef TIERCEL_TIERING_SSD_ROCKS_ENGINE_H_
+#define TIERCEL_TIERING_SSD_ROCKS_ENGINE_H_
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tiering/ssd_database.h"
+#include "tiering/ssd_engine.h"
+#include "tiering/ssd_pacer.h"
+
+namespace tiercel {
+
+class RocksEngine final : public SegmentEngine {
+ public:
+  struct Databases {
+    Database* data;
+    Database* index;
+    Pacer* disk_pacer;  // The limit that all shards of the disk share.
+    std::string staging;
+    bool direct_io;
+  };
+  RocksEngine(const Databases& databases, uint32_t shard)
+      : at_(databases), shard_(shard), rate_(&pacer_, databases.disk_pacer) {}
+
+  Result<Recovered> Recover() override;
+  Status Write(OpenSegment& segment, const Recode& recode) override;
+  Status Read(const SsdEntry& entry, MutableByteSpan dst) override;
+  Status Drop(uint32_t segment) override;
+  std::vector<uint32_t> Present() const override;
+  Status Clear(uint32_t name_space, const Scope& scope, uint64_t generation) override;
+  Status Corrupt(const SsdEntry& entry, uint64_t bit) override;
+  void Pace(uint64_t bytes_per_second) override { pacer_.SetRate(bytes_per_second); }
+  void Resume() override;
+  uint64_t disk_bytes() const override;
+
+ private:
+  rocksdb::DB& data() const { return *at_.data->db; }
+  rocksdb::DB& index() const { return *at_.index->db; }
+  rocksdb::ColumnFamilyHandle* data_family() const { return at_.data->families[shard_]; }
+  rocksdb::ColumnFamilyHandle* index_family() const { return at_.index->families[shard_]; }
+  Status ReadIndex(Recovered* out);
+  Status ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family, std::string_view prefix, ClearMarks* out) const;
+  Status KeepClears(const ClearMarks& clears);
+  rocksdb::Status DeleteData(uint32_t segment);
+
+  const Databases at_;
+  const uint32_t shard_;
+  Pacer pacer_;
+  RocksRate rate_;
+};
+
+}  // namespace tiercel
+
+#endif  // TIERCEL_TIERING_SSD_ROCKS_ENGINE_H_
