@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <rocksdb/convenience.h>
 #include <rocksdb/sst_file_writer.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -18,6 +19,12 @@ namespace tiercel {
 namespace {
 
 namespace fs = std::filesystem;
+
+// RocksDB has each file open, too, and clients need descriptors as well.
+size_t MostFiles() {
+  rlimit limit{};
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? std::min<size_t>(limit.rlim_cur, 1 << 20) / 4 : 256;
+}
 
 }  // namespace
 
@@ -111,7 +118,23 @@ Result<SegmentEngine::Recovered> RocksEngine::Recover() {
     ++out.reindexed;
     KillPoint("recover.reindexed");
   }
+  std::vector<rocksdb::LiveFileMetaData> files;
+  data().GetLiveFilesMetaData(&files);
+  for (const auto& file : files) {
+    uint32_t segment = 0;
+    uint32_t slot = 0;
+    if (file.column_family_name != FamilyName(shard_) || !ParseSegment(file.smallestkey, &segment, &slot)) continue;
+    const auto known = out.segments.find(segment);
+    if (known == out.segments.end()) continue;
+    Keep(segment, SegmentFile::Open(file.db_path + file.name, at_.direct_io, known->second));
+  }
   return out;
+}
+
+void RocksEngine::Keep(uint32_t segment, std::shared_ptr<const SegmentFile> file) {
+  if (file == nullptr) return;
+  MutexLock lock(mutex_);
+  if (files_.size() < MostFiles()) files_[segment] = std::move(file);
 }
 
 std::vector<uint32_t> RocksEngine::Present() const {
@@ -161,6 +184,8 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   if (status.ok()) status = writer.Finish();
   if (!status.ok()) return fail(status, "finishing a segment");
   KillPoint("segment.finished");
+  // Opened by the name that it has now; it stays open whatever name RocksDB gives it.
+  auto file = SegmentFile::Open(path, at_.direct_io, entries);
   rocksdb::IngestExternalFileOptions ingest;
   ingest.move_files = true;
   ingest.snapshot_consistency = false;
@@ -178,10 +203,25 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
     return fail(status, "indexing a segment");
   }
   KillPoint("segment.indexed");
+  Keep(segment.number(), std::move(file));
   return OkStatus();
 }
 
 Status RocksEngine::Read(const SsdEntry& entry, MutableByteSpan dst) {
+  std::shared_ptr<const SegmentFile> file;
+  {
+    MutexLock lock(mutex_);
+    const auto found = files_.find(entry.where.segment);
+    if (found != files_.end()) file = found->second;
+  }
+  if (file != nullptr) {
+    Status read = file->Read(entry, dst);
+    if (read || read.error().code != Code::kNotFound) return read;
+  }
+  return ReadThroughRocks(entry, dst);
+}
+
+Status RocksEngine::ReadThroughRocks(const SsdEntry& entry, MutableByteSpan dst) const {
   rocksdb::ReadOptions options;
   options.fill_cache = false;
   rocksdb::PinnableSlice value;
@@ -209,6 +249,10 @@ Status RocksEngine::Drop(uint32_t segment) {
   KillPoint("drop.begun");
   rocksdb::Status status = index().Delete(rocksdb::WriteOptions(), index_family(), IndexKey(segment));
   KillPoint("drop.unindexed");
+  {
+    MutexLock lock(mutex_);
+    files_.erase(segment);
+  }
   if (status.ok()) status = DeleteData(segment);
   KillPoint("drop.done");
   if (!status.ok()) return tl::unexpected<Error>(FromRocks(status, "dropping a segment"));

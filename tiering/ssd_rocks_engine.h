@@ -1,19 +1,23 @@
 // RocksEngine is the SegmentEngine of one shard in the two databases of a disk: a segment is an SST that is
 // written in staging/ and ingested, and a row of the index. Byte tables: docs/ssd-format.md; why so, with
-// measurements: docs/adr/0008-ssd-segments.md.
+// measurements: docs/adr/0008-ssd-segments.md. Records are read straight from the file (ssd_segment_file.h),
+// and through RocksDB where that finds something else than it expects.
 //
 // Ownership: borrows the databases, which outlive it. Threads and errors: as ssd_engine.h says.
 #ifndef TIERCEL_TIERING_SSD_ROCKS_ENGINE_H_
 #define TIERCEL_TIERING_SSD_ROCKS_ENGINE_H_
 
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "base/mutex.h"
 #include "tiering/ssd_database.h"
 #include "tiering/ssd_engine.h"
 #include "tiering/ssd_pacer.h"
+#include "tiering/ssd_segment_file.h"
 
 namespace tiercel {
 
@@ -49,11 +53,15 @@ class RocksEngine final : public SegmentEngine {
   Status ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family, std::string_view prefix, ClearMarks* out) const;
   Status KeepClears(const ClearMarks& clears);
   rocksdb::Status DeleteData(uint32_t segment);
+  Status ReadThroughRocks(const SsdEntry& entry, MutableByteSpan dst) const;
+  void Keep(uint32_t segment, std::shared_ptr<const SegmentFile> file);
 
   const Databases at_;
   const uint32_t shard_;
   Pacer pacer_;
   RocksRate rate_;
+  Mutex mutex_;
+  std::map<uint32_t, std::shared_ptr<const SegmentFile>> files_ TIERCEL_GUARDED_BY(mutex_);
 };
 
 }  // namespace tiercel

@@ -34,6 +34,7 @@ class SegmentStore final : public SsdStore {
                const Clock& clock, const std::string& name)
       : engine_(std::move(engine)),
         options_(options),
+        most_queued_(std::min(options.max_queued_bytes, options.capacity_bytes / 4)),
         clock_(clock),
         name_(name),
         writers_(std::make_unique<Movers>(threads.writers)),
@@ -120,6 +121,8 @@ class SegmentStore final : public SsdStore {
 
   const std::unique_ptr<SegmentEngine> engine_;
   const Options options_;
+  // Room is made for what waits: so much that all that is there would have to go is too much.
+  const uint64_t most_queued_;
   const Clock& clock_;
   const std::string name_;
   std::function<void(const std::vector<SsdEntry>&)> on_dropped_;
@@ -203,7 +206,7 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
                             UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available())
     return Fail(Code::kUnavailable, why_.empty() ? "the SSD tier is closed" : why_);
-  if (stats_.queued_bytes + record.size() > options_.max_queued_bytes ||
+  if (stats_.queued_bytes + record.size() > most_queued_ ||
       dropping_bytes_ > kDropsAhead * options_.segment_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
@@ -242,7 +245,7 @@ void SegmentStore::Seal() {
   writing_.insert(sealed->number());
   writes_watch_.Began(clock_.Now());
   // Smaller bytes are worth their time only while the disk is not waited for.
-  const bool recode = options_.recode && stats_.queued_bytes <= options_.max_queued_bytes / 2;
+  const bool recode = options_.recode && stats_.queued_bytes <= most_queued_ / 2;
   writers_->Push([this, sealed, recode] {
     if (resume_.exchange(false)) engine_->Resume();
     Status status = abandon_.load(std::memory_order_relaxed)

@@ -84,7 +84,7 @@ class SsdStore {
     // time that their pace asks for, too.
     Nanos stall_after = 5 * kSecond;
     uint64_t write_bytes_per_second = 0;  // The disk's limit, to know what a stall is; 0: none.
-    // Checks a record as read, on a mover's thread; empty: no check beyond the disk's own.
+    // Checks a record as read, on a mover's thread, and is what finds a flipped bit; empty: nothing does.
     std::function<Status(ByteSpan record)> verify_record;
     // Gives smaller bytes to write instead, of the same content or as much worse as entry->demote_to
     // allows, and changes record_bytes and quality to theirs; empty: the record as it is. Runs on a

@@ -159,7 +159,9 @@ TEST(SsdRocksdbTest, SurvivesKillMinusNineWithEverythingItAcknowledged) {
     ASSERT_EQ(pipe(pipe_fds), 0);
     const pid_t child = fork();
     if (child == 0) {
-      Shard shard(folder.path());
+      auto options = SmallSegments();
+      options.capacity_bytes = 8 * kGiB;  // However long it lives, nothing is dropped.
+      Shard shard(folder.path(), options);
       std::deque<std::vector<std::byte>> records;
       for (uint64_t i = 0;; ++i) {
         records.push_back(RecordOf(i, 20'000));
