@@ -316,7 +316,8 @@ TEST_F(SegmentStoreTest, ASegmentIsWrittenAtThePaceThatTheNextOneFillsAndAtFullS
   options.capacity_bytes = 1ull << 40;
   Open(options);
   // Arrives at 200 MB/s for a second: sealed by age, written at 1.3 of that.
-  std::vector<std::byte> record = RecordOf(1, 10'000'000);
+  records_.push_back(RecordOf(1, 10'000'000));  // Which outlives the store.
+  const std::vector<std::byte>& record = records_.back();
   for (uint64_t i = 0; i < 9; ++i) {
     ASSERT_TRUE(store_->Append(SsdEntryOf(i, record.size()), record, [](Result<SsdEntry>) {}));
     clock_.Advance(50 * kMillisecond);
