@@ -22,14 +22,17 @@ namespace {
 
 std::string BigEndian(uint32_t value) {
   std::string out;
-  for (int shift = 24; shift >= 0; shift -= 8) out.push_back(static_cast<char>(value >> shift & 255));
+  for (int shift = 24; shift >= 0; shift -= 8)
+    out.push_back(static_cast<char>(value >> shift & 255));
   return out;
 }
 
 // Each key in a block of its own, so that where a record lies follows from the sizes before it.
 class EachKey final : public rocksdb::FlushBlockPolicy {
  public:
-  bool Update(const rocksdb::Slice&, const rocksdb::Slice&) override { return std::exchange(begun_, true); }
+  bool Update(const rocksdb::Slice&, const rocksdb::Slice&) override {
+    return std::exchange(begun_, true);
+  }
 
  private:
   bool begun_ = false;
@@ -73,6 +76,17 @@ rocksdb::Options DataOptions(bool direct_io) {
   data.max_log_file_size = 4 << 20;
   data.table_factory.reset(rocksdb::NewBlockBasedTableFactory(TableOptions()));
   return data;
+}
+
+rocksdb::IngestExternalFileOptions IngestOptions() {
+  rocksdb::IngestExternalFileOptions ingest;
+  ingest.move_files = true;
+  ingest.snapshot_consistency = false;
+  ingest.allow_global_seqno = true;
+  ingest.write_global_seqno = false;
+  ingest.allow_blocking_flush = false;
+  ingest.verify_checksums_before_ingest = false;
+  return ingest;
 }
 
 rocksdb::Options IndexOptions() {
@@ -124,6 +138,8 @@ Status OpenDatabase(const std::string& path, const rocksdb::Options& options, ui
   std::vector<rocksdb::ColumnFamilyDescriptor> families;
   for (const std::string& name : names)
     families.emplace_back(name, rocksdb::ColumnFamilyOptions(options));
+  families.front().options.disable_auto_compactions =
+      false;  // Small rows, that may overwrite each other.
   rocksdb::DB* db = nullptr;
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   const rocksdb::Status status =

@@ -31,10 +31,13 @@ inline rocksdb::Slice ToSlice(ByteSpan bytes) {
 }
 inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
-inline constexpr size_t kWriteBufferBytes = 1 << 20;  // What a segment's file gathers before it writes.
+inline constexpr size_t kWriteBufferBytes =
+    1 << 20;  // What a segment's file gathers before it writes.
 
 rocksdb::Options DataOptions(bool direct_io);
 rocksdb::Options IndexOptions();
+rocksdb::IngestExternalFileOptions
+IngestOptions();  // How a segment's file becomes part of the data.
 std::string FamilyName(uint32_t shard);
 // Of a shard's clear marks in the data database's default family.
 std::string ClearPrefix(uint32_t shard);
@@ -65,7 +68,7 @@ class RocksRate final : public rocksdb::RateLimiter {
 
 struct Database {
   std::unique_ptr<rocksdb::DB> db;
-  rocksdb::ColumnFamilyHandle* common = nullptr;           // The default one.
+  rocksdb::ColumnFamilyHandle* common = nullptr;       // The default one.
   std::vector<rocksdb::ColumnFamilyHandle*> families;  // One a shard.
 
   Database() = default;
@@ -75,11 +78,13 @@ struct Database {
   void Close();
 };
 
-// Whether the data database knows all clear marks of the shard, so that the index is not needed for them.
+// Whether the data database knows all clear marks of the shard, so that the index is not needed for
+// them.
 bool HasAllClears(const Database& data, uint32_t shard);
 std::string AllClearsKey(uint32_t shard);
 
-// Errors: kFailedPrecondition: written with more shards; else FromRocks: kDataLoss where it is damaged.
+// Errors: kFailedPrecondition: written with more shards; else FromRocks: kDataLoss where it is
+// damaged.
 Status OpenDatabase(const std::string& path, const rocksdb::Options& options, uint32_t shards,
                     Database* out);
 

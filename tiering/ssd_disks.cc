@@ -16,7 +16,9 @@ namespace {
 class JoinedStore final : public SsdStore {
  public:
   JoinedStore(std::vector<std::unique_ptr<SsdStore>> disks, uint64_t segment_bytes)
-      : disks_(std::move(disks)), segment_bytes_(segment_bytes), epoll_(epoll_create1(EPOLL_CLOEXEC)) {
+      : disks_(std::move(disks)),
+        segment_bytes_(segment_bytes),
+        epoll_(epoll_create1(EPOLL_CLOEXEC)) {
     TIERCEL_CHECK(epoll_ >= 0);
     for (const auto& disk : disks_) {
       if (disk->event_fd() < 0) continue;  // A fake in virtual time.
@@ -36,8 +38,9 @@ class JoinedStore final : public SsdStore {
       TIERCEL_ASSIGN(std::vector<SsdEntry> entries, disks_[i]->Recover());
       for (SsdEntry& entry : entries) all.push_back(Outer(i, std::move(entry)));
     }
-    std::stable_sort(all.begin(), all.end(),
-                     [](const SsdEntry& a, const SsdEntry& b) { return a.generation < b.generation; });
+    std::stable_sort(all.begin(), all.end(), [](const SsdEntry& a, const SsdEntry& b) {
+      return a.generation < b.generation;
+    });
     return all;
   }
   uint64_t last_generation() const override {
@@ -56,19 +59,21 @@ class JoinedStore final : public SsdStore {
     }
   }
 
-  // A disk that is off is passed over. One that has too much to do, or has spent its budget, is the answer;
-  // the next record goes to another.
-  Status Append(const SsdEntry& entry, ByteSpan record, UniqueFunction<void(Result<SsdEntry>)> done) override {
+  // A disk that is off is passed over. One that has too much to do, or has spent its budget, is the
+  // answer; the next record goes to another.
+  Status Append(const SsdEntry& entry, ByteSpan record,
+                UniqueFunction<void(Result<SsdEntry>)> done) override {
     if (appended_ >= segment_bytes_ || !disks_[at_]->available()) TakeTurn();
     // Who is refused must still own done, so it is shared.
     auto told = std::make_shared<UniqueFunction<void(Result<SsdEntry>)>>(std::move(done));
     Status refused = OkStatus();
     for (size_t tries = 0; tries < disks_.size(); ++tries) {
       const size_t disk = at_;
-      Status taken = disks_[disk]->Append(entry, record, [this, disk, told](Result<SsdEntry> stored) {
-        if (stored) *stored = Outer(disk, *stored);
-        (*told)(std::move(stored));
-      });
+      Status taken =
+          disks_[disk]->Append(entry, record, [this, disk, told](Result<SsdEntry> stored) {
+            if (stored) *stored = Outer(disk, *stored);
+            (*told)(std::move(stored));
+          });
       if (taken) {
         appended_ += record.size();
         return taken;
@@ -80,7 +85,8 @@ class JoinedStore final : public SsdStore {
     }
     return refused;
   }
-  Status Read(const SsdEntry& entry, MutableByteSpan dst, UniqueFunction<void(Status)> done) override {
+  Status Read(const SsdEntry& entry, MutableByteSpan dst,
+              UniqueFunction<void(Status)> done) override {
     return disks_[DiskOf(entry)]->Read(Inner(entry), dst, std::move(done));
   }
 
@@ -118,7 +124,8 @@ class JoinedStore final : public SsdStore {
           all->report->bytes += one->bytes;
           all->report->bad += one->bad;
           for (std::string& finding : one->findings) {
-            if (all->report->findings.size() < 100) all->report->findings.push_back(std::move(finding));
+            if (all->report->findings.size() < 100)
+              all->report->findings.push_back(std::move(finding));
           }
         }
         if (--all->left == 0) all->done(std::move(all->report));
@@ -143,7 +150,8 @@ class JoinedStore final : public SsdStore {
     return next;
   }
   bool available() const override {
-    return std::any_of(disks_.begin(), disks_.end(), [](const auto& disk) { return disk->available(); });
+    return std::any_of(disks_.begin(), disks_.end(),
+                       [](const auto& disk) { return disk->available(); });
   }
   std::string why() const override {
     std::string all;
@@ -212,7 +220,8 @@ class JoinedStore final : public SsdStore {
     return entry;
   }
   SsdEntry Outer(size_t disk, SsdEntry entry) const {
-    entry.where.segment = entry.where.segment * static_cast<uint32_t>(disks_.size()) + static_cast<uint32_t>(disk);
+    entry.where.segment =
+        entry.where.segment * static_cast<uint32_t>(disks_.size()) + static_cast<uint32_t>(disk);
     return entry;
   }
   void TakeTurn() {
@@ -243,7 +252,8 @@ class JoinedStore final : public SsdStore {
 
 }  // namespace
 
-std::unique_ptr<SsdStore> JoinDisks(std::vector<std::unique_ptr<SsdStore>> disks, uint64_t segment_bytes) {
+std::unique_ptr<SsdStore> JoinDisks(std::vector<std::unique_ptr<SsdStore>> disks,
+                                    uint64_t segment_bytes) {
   TIERCEL_CHECK(!disks.empty());
   if (disks.size() == 1) return std::move(disks.front());
   return std::make_unique<JoinedStore>(std::move(disks), segment_bytes);

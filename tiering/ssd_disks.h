@@ -7,11 +7,11 @@
 //   Records that were appended one after another lie together: disks change between segments only.
 //   A disk that is off costs what lies on it, as long as it is off; the others take what is new.
 //   A clear holds on every disk or is told as failed.
-//   A location means the same until the store is closed, not longer: which disk is the how-manieth is the
-//   caller's affair, and may change between two starts.
+//   A location means the same until the store is closed, not longer: which disk is the how-manieth
+//   is the caller's affair, and may change between two starts.
 //
-// Ownership: owns the stores. Threads and errors: as ssd_store.h says; available() while one disk is,
-// why() names those that are not.
+// Ownership: owns the stores. Threads and errors: as ssd_store.h says; available() while one disk
+// is, why() names those that are not.
 #ifndef TIERCEL_TIERING_SSD_DISKS_H_
 #define TIERCEL_TIERING_SSD_DISKS_H_
 
@@ -24,7 +24,8 @@
 namespace tiercel {
 
 // One store is given back as it is. segment_bytes: that of the stores.
-std::unique_ptr<SsdStore> JoinDisks(std::vector<std::unique_ptr<SsdStore>> disks, uint64_t segment_bytes);
+std::unique_ptr<SsdStore> JoinDisks(std::vector<std::unique_ptr<SsdStore>> disks,
+                                    uint64_t segment_bytes);
 
 }  // namespace tiercel
 

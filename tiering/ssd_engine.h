@@ -1,19 +1,19 @@
-// SegmentEngine is how whole segments come to and from one disk: the part of an SsdStore that waits.
-// ssd_segment_store.h decides what is written, read and dropped; an engine does it.
+// SegmentEngine is how whole segments come to and from one disk: the part of an SsdStore that
+// waits. ssd_segment_store.h decides what is written, read and dropped; an engine does it.
 //
 //   Write --> durable: Recover will give it back      Drop: it will not, or once more after a crash
 //
 // Invariants
-//   After a crash Recover gives every segment whose Write returned OK and whose Drop was not asked for,
-//   whole; and of others all or nothing.
-//   Read gives the bytes that stand in that segment and slot under that key, or an error; whether they
-//   are the right ones is for the caller to verify.
+//   After a crash Recover gives every segment whose Write returned OK and whose Drop was not asked
+//   for, whole; and of others all or nothing. Read gives the bytes that stand in that segment and
+//   slot under that key, or an error; whether they are the right ones is for the caller to verify.
 //
-// Ownership: borrows all it is given for the call. Threads: Recover first, alone; Write, Read, Drop and
-// Present from any; Clear, Corrupt, Pace and disk_bytes too. They block as long as the disk does.
+// Ownership: borrows all it is given for the call. Threads: Recover first, alone; Write, Read, Drop
+// and Present from any; Clear, Corrupt, Pace and disk_bytes too. They block as long as the disk
+// does.
 //
-// Errors: kNotFound: no such segment or record; kDataLoss: what is there does not verify; kUnavailable:
-// the disk refuses.
+// Errors: kNotFound: no such segment or record; kDataLoss: what is there does not verify;
+// kUnavailable: the disk refuses.
 #ifndef TIERCEL_TIERING_SSD_ENGINE_H_
 #define TIERCEL_TIERING_SSD_ENGINE_H_
 
@@ -30,7 +30,8 @@
 
 namespace tiercel {
 
-// (name space, scope) -> the generation up to which nothing of it exists; a zero scope is every scope.
+// (name space, scope) -> the generation up to which nothing of it exists; a zero scope is every
+// scope.
 using ClearMarks = std::map<std::pair<uint32_t, Scope>, uint64_t>;
 
 class SegmentEngine {

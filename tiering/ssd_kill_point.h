@@ -1,7 +1,8 @@
-// KillPoint ends the process at a named place in the SSD tier, as kill -9 would: what a test of recovery
-// needs to know is that no such place loses what was told as durable.
+// KillPoint ends the process at a named place in the SSD tier, as kill -9 would: what a test of
+// recovery needs to know is that no such place loses what was told as durable.
 //
-//   TIERCEL_KILL_POINT=segment.ingested:3 tiercel-server ...     exits with 137 at the third time there
+//   TIERCEL_KILL_POINT=segment.ingested:3 tiercel-server ...     exits with 137 at the third time
+//   there
 //
 // The names are in docs/testing.md. Without the variable a call is one load and one branch.
 //

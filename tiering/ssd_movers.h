@@ -1,8 +1,8 @@
 // Movers is a fixed set of threads that run tasks in order. Their queue has no limit of its own:
 // whoever pushes bounds what is under way. The destructor runs what is queued, then joins.
 //
-// A thread that has just finished looks for more for up to `spin` before it sleeps, one thread at a time: of
-// two reads in a row, the second need not wait for a wake-up.
+// A thread that has just finished looks for more for up to `spin` before it sleeps, one thread at a
+// time: of two reads in a row, the second need not wait for a wake-up.
 //
 // Threads: Push from any.
 #ifndef TIERCEL_TIERING_SSD_MOVERS_H_
@@ -40,7 +40,8 @@ class Movers {
       MutexLock lock(mutex_);
       tasks_.push_back(std::move(task));
       waiting_.store(tasks_.size(), std::memory_order_release);
-      if (spinning_ && tasks_.size() == 1) return;  // It looks once more, under the lock, before it sleeps.
+      if (spinning_ && tasks_.size() == 1)
+        return;  // It looks once more, under the lock, before it sleeps.
     }
     wake_.NotifyOne();
   }

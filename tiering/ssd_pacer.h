@@ -1,9 +1,10 @@
-// Pacer spreads writes over time: who takes bytes from it sleeps until the bytes before have had theirs.
+// Pacer spreads writes over time: who takes bytes from it sleeps until the bytes before have had
+// theirs.
 //
 //   rate 390 MB/s, Take(256 KiB): returns at once, the next Take 0.67 ms later
 //
-// Time that nobody used is not saved up, so there is no burst after a pause. A rate of 0 is no limit; a
-// new rate counts from the next Take on.
+// Time that nobody used is not saved up, so there is no burst after a pause. A rate of 0 is no
+// limit; a new rate counts from the next Take on.
 //
 // Threads: any. Errors: none.
 #ifndef TIERCEL_TIERING_SSD_PACER_H_
@@ -38,7 +39,8 @@ class Pacer {
       MutexLock lock(mutex_);
       const Nanos now = Clock::Monotonic().Now();
       const Nanos begin = std::max(now, free_at_);
-      free_at_ = begin + static_cast<Nanos>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
+      free_at_ =
+          begin + static_cast<Nanos>(static_cast<double>(bytes) * 1e9 / static_cast<double>(rate));
       wait = begin - now;
     }
     if (wait > 0) std::this_thread::sleep_for(std::chrono::nanoseconds(wait));

@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 // RocksDB has each file open, too, and clients need descriptors as well.
 size_t MostFiles() {
   rlimit limit{};
-  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? std::min<size_t>(limit.rlim_cur, 1 << 20) / 4 : 256;
+  return getrlimit(RLIMIT_NOFILE, &limit) == 0 ? std::min<size_t>(limit.rlim_cur, 1 << 20) / 4
+                                               : 256;
 }
 
 }  // namespace
@@ -31,8 +32,8 @@ size_t MostFiles() {
 // ---- opening -----------------------------------------------------------------------------------
 
 // Marks stand in both databases, so that one that is damaged does not bring back what was cleared.
-Status RocksEngine::ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family, std::string_view prefix,
-                               ClearMarks* out) const {
+Status RocksEngine::ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family,
+                               std::string_view prefix, ClearMarks* out) const {
   std::unique_ptr<rocksdb::Iterator> it(db.NewIterator(rocksdb::ReadOptions(), family));
   for (it->Seek({prefix.data(), prefix.size()}); it->Valid(); it->Next()) {
     const std::string_view key = ToView(it->key());
@@ -44,13 +45,17 @@ Status RocksEngine::ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* fam
     uint64_t& mark = (*out)[{LoadLe<uint32_t>(rest.data()), scope}];
     mark = std::max(mark, LoadLe<uint64_t>(AsBytes(ToView(it->value())).data()));
   }
-  if (!it->status().ok()) return tl::unexpected<Error>(FromRocks(it->status(), "reading clear marks"));
+  if (!it->status().ok())
+    return tl::unexpected<Error>(FromRocks(it->status(), "reading clear marks"));
   return OkStatus();
 }
 
 // All marks that are known stand in both databases from here on.
-Status RocksEngine::KeepClears(const ClearMarks& clears) {
-  for (const auto& [mark, generation] : clears) TIERCEL_TRY(Clear(mark.first, mark.second, generation));
+Status RocksEngine::KeepClears(const ClearMarks& clears, bool in_both) {
+  if (!in_both) {
+    for (const auto& [mark, generation] : clears)
+      TIERCEL_TRY(Clear(mark.first, mark.second, generation));
+  }
   if (HasAllClears(*at_.data, shard_)) return OkStatus();
   rocksdb::WriteOptions options;
   options.sync = true;
@@ -60,7 +65,8 @@ Status RocksEngine::KeepClears(const ClearMarks& clears) {
 }
 
 Status RocksEngine::ReadIndex(Recovered* out) {
-  std::unique_ptr<rocksdb::Iterator> it(index().NewIterator(rocksdb::ReadOptions(), index_family()));
+  std::unique_ptr<rocksdb::Iterator> it(
+      index().NewIterator(rocksdb::ReadOptions(), index_family()));
   for (it->Seek("s"); it->Valid(); it->Next()) {
     const std::string_view key = ToView(it->key());
     uint32_t segment = 0;
@@ -72,23 +78,32 @@ Status RocksEngine::ReadIndex(Recovered* out) {
     Result<std::vector<SsdEntry>> entries = DecodeManifest(ToView(it->value()), segment);
     if (entries) out->segments[segment] = std::move(*entries);  // Else by its own copy, below.
   }
-  if (!it->status().ok()) return tl::unexpected<Error>(FromRocks(it->status(), "reading the index"));
+  if (!it->status().ok())
+    return tl::unexpected<Error>(FromRocks(it->status(), "reading the index"));
   return OkStatus();
 }
 
 Result<SegmentEngine::Recovered> RocksEngine::Recover() {
   Recovered out;
-  TIERCEL_TRY(ReadClears(data(), at_.data->common, ClearPrefix(shard_), &out.clears));
-  // An index that cannot be read to its end is made again, row by row, from the segments themselves; but
-  // only where no clear mark is lost with it.
-  for (const Status& read : {ReadClears(index(), index_family(), "c", &out.clears), ReadIndex(&out)}) {
+  ClearMarks in_data;
+  ClearMarks in_index;
+  TIERCEL_TRY(ReadClears(data(), at_.data->common, ClearPrefix(shard_), &in_data));
+  // An index that cannot be read to its end is made again, row by row, from the segments
+  // themselves; but only where no clear mark is lost with it.
+  for (const Status& read :
+       {ReadClears(index(), index_family(), "c", &in_index), ReadIndex(&out)}) {
     if (read) continue;
     if (!HasAllClears(*at_.data, shard_)) return tl::unexpected<Error>(read.error());
     LogWarn("ssd.index", {{"shard", shard_}, {"why", read.error().message}});
   }
-  TIERCEL_TRY(KeepClears(out.clears));
-  // What lies in the data without being indexed was ingested just before a crash; what is indexed without
-  // lying there was being dropped.
+  out.clears = in_data;
+  for (const auto& [mark, generation] : in_index) {
+    uint64_t& known = out.clears[mark];
+    known = std::max(known, generation);
+  }
+  TIERCEL_TRY(KeepClears(out.clears, in_data == out.clears && in_index == out.clears));
+  // What lies in the data without being indexed was ingested just before a crash; what is indexed
+  // without lying there was being dropped.
   const std::vector<uint32_t> present = Present();
   const std::set<uint32_t> on_disk(present.begin(), present.end());
   for (auto segment = out.segments.begin(); segment != out.segments.end();) {
@@ -102,8 +117,8 @@ Result<SegmentEngine::Recovered> RocksEngine::Recover() {
   for (const uint32_t segment : on_disk) {
     if (out.segments.contains(segment)) continue;
     rocksdb::PinnableSlice manifest;
-    const rocksdb::Status got =
-        data().Get(rocksdb::ReadOptions(), data_family(), DataKey(segment, kManifestSlot, nullptr), &manifest);
+    const rocksdb::Status got = data().Get(rocksdb::ReadOptions(), data_family(),
+                                           DataKey(segment, kManifestSlot, nullptr), &manifest);
     Result<std::vector<SsdEntry>> entries =
         got.ok() ? DecodeManifest(ToView(manifest), segment)
                  : Result<std::vector<SsdEntry>>(tl::unexpected<Error>(FromRocks(got, "manifest")));
@@ -123,7 +138,9 @@ Result<SegmentEngine::Recovered> RocksEngine::Recover() {
   for (const auto& file : files) {
     uint32_t segment = 0;
     uint32_t slot = 0;
-    if (file.column_family_name != FamilyName(shard_) || !ParseSegment(file.smallestkey, &segment, &slot)) continue;
+    if (file.column_family_name != FamilyName(shard_) ||
+        !ParseSegment(file.smallestkey, &segment, &slot))
+      continue;
     const auto known = out.segments.find(segment);
     if (known == out.segments.end()) continue;
     Keep(segment, SegmentFile::Open(file.db_path + file.name, at_.direct_io, known->second));
@@ -159,7 +176,8 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   env.use_direct_writes = at_.direct_io;
   env.writable_file_max_buffer_size = kWriteBufferBytes;
   env.rate_limiter = &rate_;
-  rocksdb::SstFileWriter writer(env, sst, data_family(), /*invalidate_page_cache=*/!at_.direct_io, rocksdb::Env::IO_LOW);
+  rocksdb::SstFileWriter writer(env, sst, data_family(), /*invalidate_page_cache=*/!at_.direct_io,
+                                rocksdb::Env::IO_LOW);
   const auto fail = [&path](const rocksdb::Status& status, std::string_view what) -> Status {
     std::error_code ignored;
     fs::remove(path, ignored);
@@ -174,7 +192,8 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
     ByteSpan bytes;
     if (recode) bytes = recode(&append.entry, append.record);
     if (bytes.empty()) bytes = append.record;
-    status = writer.Put(DataKey(segment.number(), append.entry.where.slot, &append.entry.key), ToSlice(bytes));
+    status = writer.Put(DataKey(segment.number(), append.entry.where.slot, &append.entry.key),
+                        ToSlice(bytes));
     if (!status.ok()) return fail(status, "writing a segment");
     entries.push_back(append.entry);
     if (entries.size() * 2 > segment.appends().size()) KillPoint("segment.half");
@@ -186,17 +205,11 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   KillPoint("segment.finished");
   // Opened by the name that it has now; it stays open whatever name RocksDB gives it.
   auto file = SegmentFile::Open(path, at_.direct_io, entries);
-  rocksdb::IngestExternalFileOptions ingest;
-  ingest.move_files = true;
-  ingest.snapshot_consistency = false;
-  ingest.allow_global_seqno = true;
-  ingest.write_global_seqno = false;
-  ingest.allow_blocking_flush = false;
-  ingest.verify_checksums_before_ingest = false;
-  status = data().IngestExternalFile(data_family(), {path}, ingest);
+  status = data().IngestExternalFile(data_family(), {path}, IngestOptions());
   if (!status.ok()) return fail(status, "ingesting a segment");
   KillPoint("segment.ingested");
-  status = index().Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment.number()), manifest);
+  status =
+      index().Put(rocksdb::WriteOptions(), index_family(), IndexKey(segment.number()), manifest);
   if (!status.ok()) {
     // It is told as failed, so it must not fill the disk unaccounted.
     (void)DeleteData(segment.number());
@@ -229,7 +242,8 @@ Status RocksEngine::ReadThroughRocks(const SsdEntry& entry, MutableByteSpan dst)
       options, data_family(), DataKey(entry.where.segment, entry.where.slot, &entry.key), &value);
   if (!got.ok()) return tl::unexpected<Error>(FromRocks(got, "reading a block"));
   if (value.size() != entry.record_bytes) {
-    return Fail(Code::kDataLoss, fmt::format("a block of {} bytes reads as {}", entry.record_bytes, value.size()));
+    return Fail(Code::kDataLoss,
+                fmt::format("a block of {} bytes reads as {}", entry.record_bytes, value.size()));
   }
   std::memcpy(dst.data(), value.data(), value.size());
   return OkStatus();
@@ -247,7 +261,8 @@ rocksdb::Status RocksEngine::DeleteData(uint32_t segment) {
 Status RocksEngine::Drop(uint32_t segment) {
   // Index first: an entry without data is a miss, data without an entry would come back.
   KillPoint("drop.begun");
-  rocksdb::Status status = index().Delete(rocksdb::WriteOptions(), index_family(), IndexKey(segment));
+  rocksdb::Status status =
+      index().Delete(rocksdb::WriteOptions(), index_family(), IndexKey(segment));
   KillPoint("drop.unindexed");
   {
     MutexLock lock(mutex_);
@@ -281,7 +296,9 @@ Status RocksEngine::Corrupt(const SsdEntry& entry, uint64_t bit) {
   data().GetLiveFilesMetaData(&files);
   const std::string key = DataKey(entry.where.segment, entry.where.slot, &entry.key);
   for (const auto& file : files) {
-    if (file.column_family_name != FamilyName(shard_) || key < file.smallestkey || key > file.largestkey) continue;
+    if (file.column_family_name != FamilyName(shard_) || key < file.smallestkey ||
+        key > file.largestkey)
+      continue;
     const std::string path = file.db_path + file.name;
     std::fstream io(path, std::ios::in | std::ios::out | std::ios::binary);
     const std::string bytes{std::istreambuf_iterator<char>(io), std::istreambuf_iterator<char>()};

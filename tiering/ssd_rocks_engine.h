@@ -1,7 +1,8 @@
-// RocksEngine is the SegmentEngine of one shard in the two databases of a disk: a segment is an SST that is
-// written in staging/ and ingested, and a row of the index. Byte tables: docs/ssd-format.md; why so, with
-// measurements: docs/adr/0008-ssd-segments.md. Records are read straight from the file (ssd_segment_file.h),
-// and through RocksDB where that finds something else than it expects.
+// RocksEngine is the SegmentEngine of one shard in the two databases of a disk: a segment is an SST
+// that is written in staging/ and ingested, and a row of the index. Byte tables:
+// docs/ssd-format.md; why so, with measurements: docs/adr/0008-ssd-segments.md. Records are read
+// straight from the file (ssd_segment_file.h), and through RocksDB where that finds something else
+// than it expects.
 //
 // Ownership: borrows the databases, which outlive it. Threads and errors: as ssd_engine.h says.
 #ifndef TIERCEL_TIERING_SSD_ROCKS_ENGINE_H_
@@ -50,8 +51,9 @@ class RocksEngine final : public SegmentEngine {
   rocksdb::ColumnFamilyHandle* data_family() const { return at_.data->families[shard_]; }
   rocksdb::ColumnFamilyHandle* index_family() const { return at_.index->families[shard_]; }
   Status ReadIndex(Recovered* out);
-  Status ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family, std::string_view prefix, ClearMarks* out) const;
-  Status KeepClears(const ClearMarks& clears);
+  Status ReadClears(rocksdb::DB& db, rocksdb::ColumnFamilyHandle* family, std::string_view prefix,
+                    ClearMarks* out) const;
+  Status KeepClears(const ClearMarks& clears, bool in_both);
   rocksdb::Status DeleteData(uint32_t segment);
   Status ReadThroughRocks(const SsdEntry& entry, MutableByteSpan dst) const;
   void Keep(uint32_t segment, std::shared_ptr<const SegmentFile> file);

@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <rocksdb/sst_file_reader.h>
+#include <rocksdb/table_properties.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -38,7 +40,9 @@ class Disk final : public SsdDisk {
   Result<std::unique_ptr<SsdStore>> OpenShard(uint32_t shard, const SsdStore::Options& options,
                                               const Clock& clock) override;
   bool direct_io() const override { return direct_io_; }
+  Status OpenData();
   Status OpenIndex();
+  Status IngestAgain(const std::string& from);
 
   const Options options_;
   const int lock_fd_;
@@ -61,25 +65,91 @@ Result<std::unique_ptr<SsdStore>> Disk::OpenShard(uint32_t shard, const SsdStore
   }
   SsdStore::Options mine = options;
   mine.write_bytes_per_second = options_.write_bytes_per_second;
-  const RocksEngine::Databases databases = {&data_, &index_, &pacer_, options_.path + "/staging", direct_io_};
-  return MakeSegmentStore(std::make_unique<RocksEngine>(databases, shard), mine,
-                          {options_.writers_per_shard, options_.readers_per_shard}, clock,
-                          options_.shards == 1 ? options_.path : fmt::format("{} shard {}", options_.path, shard));
+  const RocksEngine::Databases databases = {&data_, &index_, &pacer_, options_.path + "/staging",
+                                            direct_io_};
+  return MakeSegmentStore(
+      std::make_unique<RocksEngine>(databases, shard), mine,
+      {options_.writers_per_shard, options_.readers_per_shard}, clock,
+      options_.shards == 1 ? options_.path : fmt::format("{} shard {}", options_.path, shard));
+}
+
+// What RocksDB keeps beside the segments, or one of them, is damaged: the database is put aside and
+// made again from the files that are whole. Clear marks come from the index, so that must be whole,
+// too.
+Status Disk::OpenData() {
+  const std::string path = options_.path + "/data";
+  Status opened = OpenDatabase(path, DataOptions(direct_io_), options_.shards, &data_);
+  if (opened || opened.error().code == Code::kFailedPrecondition) return opened;
+  if (!OpenDatabase(options_.path + "/index", IndexOptions(), options_.shards, &index_))
+    return opened;
+  for (rocksdb::ColumnFamilyHandle* family : index_.families) {
+    const std::unique_ptr<rocksdb::Iterator> it(
+        index_.db->NewIterator(rocksdb::ReadOptions(), family));
+    for (it->SeekToFirst(); it->Valid(); it->Next()) {
+    }
+    if (!it->status().ok()) return opened;
+  }
+  const std::string aside = path + ".damaged";
+  std::error_code ec;
+  fs::remove_all(aside, ec);
+  fs::rename(path, aside, ec);
+  if (ec) return opened;
+  LogWarn("ssd.data", {{"disk", options_.path},
+                       {"why", opened.error().message},
+                       {"then", "made again from the segments"}});
+  TIERCEL_TRY(OpenDatabase(path, DataOptions(direct_io_), options_.shards, &data_));
+  TIERCEL_TRY(IngestAgain(aside));
+  fs::remove_all(aside, ec);
+  return OkStatus();
+}
+
+// A segment whose file does not open is lost, and its row in the index goes when the shard is
+// opened.
+Status Disk::IngestAgain(const std::string& from) {
+  uint64_t lost = 0;
+  uint64_t number = 0;
+  for (const auto& item : fs::directory_iterator(from)) {
+    if (item.path().extension() != ".sst") continue;
+    rocksdb::SstFileReader reader(DataOptions(direct_io_));
+    const rocksdb::Status read = reader.Open(item.path().string());
+    const auto properties = read.ok() ? reader.GetTableProperties() : nullptr;
+    bool good = false;
+    for (uint32_t shard = 0; properties != nullptr && shard < options_.shards; ++shard) {
+      if (properties->column_family_name != FamilyName(shard)) continue;
+      const std::string staged = fmt::format("{}/staging/again-{}.sst", options_.path, number++);
+      std::error_code ec;
+      fs::rename(item.path(), staged, ec);
+      if (ec)
+        return Fail(Code::kUnavailable,
+                    fmt::format("cannot move {}: {}", item.path().string(), ec.message()));
+      good = data_.db->IngestExternalFile(data_.families[shard], {staged}, IngestOptions()).ok();
+    }
+    lost += good || (properties != nullptr &&
+                     properties->column_family_name == rocksdb::kDefaultColumnFamilyName)
+                ? 0
+                : 1;
+  }
+  LogWarn("ssd.data", {{"disk", options_.path}, {"segments", number}, {"lost", lost}});
+  return OkStatus();
 }
 
 // A damaged index is put aside and made again: every row of it stands in the data, too.
 Status Disk::OpenIndex() {
   const std::string path = options_.path + "/index";
+  if (index_.db != nullptr) return OkStatus();  // The data needed it.
   Status opened = OpenDatabase(path, IndexOptions(), options_.shards, &index_);
   if (opened || opened.error().code == Code::kFailedPrecondition) return opened;
   for (uint32_t shard = 0; shard < options_.shards; ++shard) {
-    if (!HasAllClears(data_, shard)) return opened;  // Then what was cleared is known to this index alone.
+    if (!HasAllClears(data_, shard))
+      return opened;  // Then what was cleared is known to this index alone.
   }
   std::error_code ec;
   fs::remove_all(path + ".damaged", ec);
   fs::rename(path, path + ".damaged", ec);
   if (ec) return opened;
-  LogWarn("ssd.index", {{"disk", options_.path}, {"why", opened.error().message}, {"then", "made again from the segments"}});
+  LogWarn("ssd.index", {{"disk", options_.path},
+                        {"why", opened.error().message},
+                        {"then", "made again from the segments"}});
   return OpenDatabase(path, IndexOptions(), options_.shards, &index_);
 }
 
@@ -148,8 +218,7 @@ Result<std::unique_ptr<SsdDisk>> SsdDisk::Open(const Options& options) {
   if (probe_fd >= 0) close(probe_fd);
   unlink(probe.c_str());
   if (options.direct_io && !disk->direct_io_) LogWarn("ssd.buffered", {{"path", options.path}});
-  TIERCEL_TRY(OpenDatabase(options.path + "/data", DataOptions(disk->direct_io_),
-                           options.shards, &disk->data_));
+  TIERCEL_TRY(disk->OpenData());
   TIERCEL_TRY(disk->OpenIndex());
   return std::unique_ptr<SsdDisk>(std::move(disk));
 }

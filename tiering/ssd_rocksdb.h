@@ -11,7 +11,8 @@
 //
 // A segment is durable when its manifest is in the index, which is written after the ingest. A
 // segment ingested without that is indexed again at open, from the manifest that it carries itself. A
-// damaged index is put aside (index.damaged) and made again in the same way.
+// damaged index is put aside (index.damaged) and made again in the same way; damaged data is made again from
+// the segments' files that are whole.
 //
 // SsdDisk is opened once a process and folder; its stores share both databases and the limit on writes. It
 // must outlive its stores.

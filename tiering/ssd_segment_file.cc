@@ -78,11 +78,15 @@ class Reader {
     return queue_ != 0;
   }
   static Status Failed(int64_t error) {
-    return Fail(Code::kUnavailable, fmt::format("reading a block: {}", std::strerror(static_cast<int>(error))));
+    return Fail(Code::kUnavailable,
+                fmt::format("reading a block: {}", std::strerror(static_cast<int>(error))));
   }
-  static Status EndsEarly() { return Fail(Code::kDataLoss, "reading a block: its file ends early"); }
+  static Status EndsEarly() {
+    return Fail(Code::kDataLoss, "reading a block: its file ends early");
+  }
 
-  // n bytes of the file have come to `offset` of the space: what is wanted of them goes where it belongs.
+  // n bytes of the file have come to `offset` of the space: what is wanted of them goes where it
+  // belongs.
   void Take(uint64_t offset, uint64_t n) {
     const uint64_t first = begin_ + offset;
     const auto copy = [&](uint64_t from, MutableByteSpan to) {
@@ -197,7 +201,8 @@ Status SegmentFile::Read(const SsdEntry& entry, MutableByteSpan dst) const {
   if (entry.where.slot >= blocks_.size()) return Fail(Code::kNotFound, "no such slot");
   std::array<std::byte, 2 + 5 + 48> found;
   const auto head = MutableByteSpan(found).first(HeadBytes(entry.record_bytes));
-  TIERCEL_TRY(Reader::Mine().Read(fd_, blocks_[entry.where.slot], head, dst.first(entry.record_bytes)));
+  TIERCEL_TRY(
+      Reader::Mine().Read(fd_, blocks_[entry.where.slot], head, dst.first(entry.record_bytes)));
   const std::string expected = BlockHead(entry);
   if (std::memcmp(expected.data(), found.data(), expected.size()) != 0) {
     return Fail(Code::kNotFound, "another block lies there");

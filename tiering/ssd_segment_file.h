@@ -1,16 +1,19 @@
-// SegmentFile reads records straight from a segment's SST, without RocksDB's table reader and its copies and
-// checksum: a record is the only entry of its block, so where it lies follows from the sizes before it.
+// SegmentFile reads records straight from a segment's SST, without RocksDB's table reader and its
+// copies and checksum: a record is the only entry of its block, so where it lies follows from the
+// sizes before it.
 //
 //   SST:  block of slot 0 | block of slot 1 | ... | block of the manifest | index, footer
-//   block:  00 | 30 (48) | varint of the record's bytes | key, 40 | sequence and type, 8 | record | 8 | 5
+//   block:  00 | 30 (48) | varint of the record's bytes | key, 40 | sequence and type, 8 | record |
+//   8 | 5
 //
-// What stands before a record is compared with what should; where it differs, as in files that another
-// build wrote, the answer is kNotFound, and RocksDB is to be asked. Large records are read in pieces, and
-// one is copied while the next are on their way.
+// What stands before a record is compared with what should; where it differs, as in files that
+// another build wrote, the answer is kNotFound, and RocksDB is to be asked. Large records are read
+// in pieces, and one is copied while the next are on their way.
 //
 // Invariants: the bytes before the record were those of its key. Nothing here verifies the record.
 // Ownership: its descriptor; each thread that reads keeps room for the largest record it has read.
-// Threads: any. Errors: kNotFound as above; kUnavailable: the disk refuses; kDataLoss: the file ends early.
+// Threads: any. Errors: kNotFound as above; kUnavailable: the disk refuses; kDataLoss: the file
+// ends early.
 #ifndef TIERCEL_TIERING_SSD_SEGMENT_FILE_H_
 #define TIERCEL_TIERING_SSD_SEGMENT_FILE_H_
 

@@ -22,7 +22,8 @@ constexpr uint32_t kReadErrorsToSwitchOff = 8;  // In a row.
 constexpr Nanos kReaderSpin = 50 * kMicrosecond;
 constexpr Nanos kLeakCheckEvery = 60 * kSecond;
 constexpr Nanos kDay = 86'400 * kSecond;
-constexpr uint64_t kDropsAhead = 4;  // Segments that may wait to be dropped before writes wait for them.
+constexpr uint64_t kDropsAhead =
+    4;  // Segments that may wait to be dropped before writes wait for them.
 // A segment is written a little faster than the next one fills; slower than this nobody gains.
 constexpr double kPaceAhead = 1.3;
 constexpr uint64_t kSlowestPace = 64'000'000;
@@ -30,8 +31,8 @@ constexpr uint64_t kScrubStep = 1 * kMiB;
 
 class SegmentStore final : public SsdStore {
  public:
-  SegmentStore(std::unique_ptr<SegmentEngine> engine, const Options& options, const SegmentStoreThreads& threads,
-               const Clock& clock, const std::string& name)
+  SegmentStore(std::unique_ptr<SegmentEngine> engine, const Options& options,
+               const SegmentStoreThreads& threads, const Clock& clock, const std::string& name)
       : engine_(std::move(engine)),
         options_(options),
         most_queued_(std::min(options.max_queued_bytes, options.capacity_bytes / 4)),
@@ -65,7 +66,9 @@ class SegmentStore final : public SsdStore {
   bool available() const override { return clock_.Now() >= off_until_; }
   std::string why() const override { return available() ? "" : why_; }
   Stats stats() const override;
-  Status CorruptForTest(const SsdEntry& entry, uint64_t bit) override { return engine_->Corrupt(entry, bit); }
+  Status CorruptForTest(const SsdEntry& entry, uint64_t bit) override {
+    return engine_->Corrupt(entry, bit);
+  }
   void Shutdown(Nanos timeout) override;
 
  private:
@@ -133,7 +136,7 @@ class SegmentStore final : public SsdStore {
   std::set<uint32_t> writing_;   // Numbers of segments with a writer.
   std::set<uint32_t> dropping_;  // Given up and not yet off the disk, readers gone.
   uint64_t dropping_bytes_ = 0;  // Of all that are given up and still on the disk.
-  uint32_t tasks_ = 0;  // Verifies, scrubs, leak checks and drops under way.
+  uint32_t tasks_ = 0;           // Verifies, scrubs, leak checks and drops under way.
   std::map<uint32_t, Segment> segments_;
   std::vector<UniqueFunction<void(Status)>> flushes_;
   bool flush_asked_ = false;  // FinishFlushes is in the inbox.
@@ -163,7 +166,8 @@ class SegmentStore final : public SsdStore {
 
 Result<std::vector<SsdEntry>> SegmentStore::Recover() {
   TIERCEL_ASSIGN(SegmentEngine::Recovered found, engine_->Recover());
-  for (const auto& [mark, generation] : found.clears) last_generation_ = std::max(last_generation_, generation);
+  for (const auto& [mark, generation] : found.clears)
+    last_generation_ = std::max(last_generation_, generation);
   std::vector<SsdEntry> all;
   for (auto& [number, entries] : found.segments) {
     next_segment_ = std::max(next_segment_, number + 1);
@@ -198,7 +202,8 @@ void SegmentStore::RefillBudget() {
   if (options_.write_bytes_per_day == 0) return;
   const auto day = static_cast<double>(options_.write_bytes_per_day);
   const Nanos now = clock_.Now();
-  budget_ = std::min(day / 24, budget_ + day * static_cast<double>(now - budget_at_) / static_cast<double>(kDay));
+  budget_ = std::min(
+      day / 24, budget_ + day * static_cast<double>(now - budget_at_) / static_cast<double>(kDay));
   budget_at_ = now;
 }
 
@@ -226,8 +231,8 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
   return OkStatus();
 }
 
-// A burst that fills the disk's queue is what makes reads wait; so a segment takes about the time that the
-// next one takes to fill, and everything goes at full speed as soon as segments pile up.
+// A burst that fills the disk's queue is what makes reads wait; so a segment takes about the time
+// that the next one takes to fill, and everything goes at full speed as soon as segments pile up.
 void SegmentStore::SetPace(const OpenSegment& sealed) {
   const uint64_t behind = stats_.queued_bytes - open_.bytes();
   const Nanos filled_in = std::max<Nanos>(clock_.Now() - sealed.Due(0), kMicrosecond);
@@ -248,14 +253,16 @@ void SegmentStore::Seal() {
   const bool recode = options_.recode && stats_.queued_bytes <= most_queued_ / 2;
   writers_->Push([this, sealed, recode] {
     if (resume_.exchange(false)) engine_->Resume();
-    Status status = abandon_.load(std::memory_order_relaxed)
-                        ? Fail(Code::kUnavailable, "shut down before it was written")
-                        : engine_->Write(*sealed, recode ? options_.recode : SegmentEngine::Recode());
+    Status status =
+        abandon_.load(std::memory_order_relaxed)
+            ? Fail(Code::kUnavailable, "shut down before it was written")
+            : engine_->Write(*sealed, recode ? options_.recode : SegmentEngine::Recode());
     Tell([this, sealed, status] { SegmentWritten(sealed, status); });
   });
 }
 
-void SegmentStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written, const Status& status) {
+void SegmentStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written,
+                                  const Status& status) {
   writing_.erase(written->number());
   writes_watch_.Ended(clock_.Now());
   stats_.queued_bytes -= written->bytes();
@@ -414,14 +421,16 @@ void SegmentStore::Verify(UniqueFunction<void(Result<VerifyReport>)> done) {
   });
 }
 
-// A step reads about a MiB of one segment, then waits as long as the rate asks for. What does not verify is
-// counted and told; whoever fetches it finds out for himself, and it is forgotten then.
+// A step reads about a MiB of one segment, then waits as long as the rate asks for. What does not
+// verify is counted and told; whoever fetches it finds out for himself, and it is forgotten then.
 void SegmentStore::ScrubNext() {
   if (options_.scrub_bytes_per_second == 0 || scrubbing_ || shut_down_ || !available()) return;
   if (clock_.Now() < next_scrub_) return;
   auto segment = segments_.lower_bound(scrub_at_.segment);
-  if (segment != segments_.end() && segment->first != scrub_at_.segment) scrub_at_ = {segment->first, 0};
-  while (segment != segments_.end() && (segment->second.dropping || scrub_at_.slot >= segment->second.entries.size())) {
+  if (segment != segments_.end() && segment->first != scrub_at_.segment)
+    scrub_at_ = {segment->first, 0};
+  while (segment != segments_.end() &&
+         (segment->second.dropping || scrub_at_.slot >= segment->second.entries.size())) {
     if (++segment != segments_.end()) scrub_at_ = {segment->first, 0};
   }
   if (segment == segments_.end()) {
@@ -436,8 +445,9 @@ void SegmentStore::ScrubNext() {
     step.push_back(segment->second.entries[scrub_at_.slot++]);
     bytes += step.back().record_bytes;
   }
-  next_scrub_ = clock_.Now() + static_cast<Nanos>(static_cast<double>(bytes) * 1e9 /
-                                                  static_cast<double>(options_.scrub_bytes_per_second));
+  next_scrub_ =
+      clock_.Now() + static_cast<Nanos>(static_cast<double>(bytes) * 1e9 /
+                                        static_cast<double>(options_.scrub_bytes_per_second));
   scrubbing_ = true;
   ++tasks_;
   ++segment->second.readers;
@@ -501,7 +511,8 @@ void SegmentStore::PushDrop(uint32_t number, uint64_t bytes) {
   dropping_.insert(number);
   keeper_->Push([this, number, bytes] {
     const Status status = engine_->Drop(number);
-    if (!status) LogWarn("ssd.drop", {{"disk", name_}, {"segment", number}, {"why", status.error().message}});
+    if (!status)
+      LogWarn("ssd.drop", {{"disk", name_}, {"segment", number}, {"why", status.error().message}});
     Tell([this, number, bytes] {
       --tasks_;
       dropping_.erase(number);
@@ -521,14 +532,15 @@ void SegmentStore::SwitchOff(const std::string& why) {
 }
 
 Nanos SegmentStore::WriteLimit() const {
-  const uint64_t rate = options_.write_bytes_per_second > 0 ? options_.write_bytes_per_second : kSlowestPace;
+  const uint64_t rate =
+      options_.write_bytes_per_second > 0 ? options_.write_bytes_per_second : kSlowestPace;
   // Twice what the slowest pace asks for, for all that waits.
-  return options_.stall_after +
-         2 * static_cast<Nanos>(static_cast<double>(stats_.queued_bytes) * 1e9 / static_cast<double>(rate));
+  return options_.stall_after + 2 * static_cast<Nanos>(static_cast<double>(stats_.queued_bytes) *
+                                                       1e9 / static_cast<double>(rate));
 }
 
-// Nothing that is under way can be taken back, its buffers are the disk's until it ends; but no more is
-// asked of a disk that does not answer.
+// Nothing that is under way can be taken back, its buffers are the disk's until it ends; but no
+// more is asked of a disk that does not answer.
 void SegmentStore::CheckStalls() {
   if (shut_down_ || !available()) return;
   const Nanos now = clock_.Now();
@@ -566,8 +578,10 @@ void SegmentStore::CheckLeaks() {
 Nanos SegmentStore::next_wakeup() const {
   Nanos next = open_.Due(options_.seal_after);
   if (!available()) return std::min(next, off_until_);
-  next = std::min({next, reads_watch_.Due(options_.stall_after), writes_watch_.Due(WriteLimit()), next_leak_check_});
-  if (options_.scrub_bytes_per_second > 0 && !scrubbing_ && !segments_.empty()) next = std::min(next, next_scrub_);
+  next = std::min({next, reads_watch_.Due(options_.stall_after), writes_watch_.Due(WriteLimit()),
+                   next_leak_check_});
+  if (options_.scrub_bytes_per_second > 0 && !scrubbing_ && !segments_.empty())
+    next = std::min(next, next_scrub_);
   return next;
 }
 
@@ -616,7 +630,8 @@ void SegmentStore::Shutdown(Nanos timeout) {
 
 }  // namespace
 
-std::unique_ptr<SsdStore> MakeSegmentStore(std::unique_ptr<SegmentEngine> engine, const SsdStore::Options& options,
+std::unique_ptr<SsdStore> MakeSegmentStore(std::unique_ptr<SegmentEngine> engine,
+                                           const SsdStore::Options& options,
                                            const SegmentStoreThreads& threads, const Clock& clock,
                                            const std::string& name) {
   return std::make_unique<SegmentStore>(std::move(engine), options, threads, clock, name);

@@ -1,11 +1,13 @@
-// The SSD tier beside fio and beside a slab engine of plain files (ssd_slab.h), in turns on the same disk.
+// The SSD tier beside fio and beside a slab engine of plain files (ssd_slab.h), in turns on the
+// same disk.
 //
 //   ssd_bench [--quick] [--dir FOLDER] [--capacity BYTES] [--only SIZE] [--rounds N] [--json FILE]
 //
-// For blocks of 64 KiB, 256 KiB, 1 and 4 MiB: the store is filled and churned three times over, then read.
-// One configuration, the node's defaults, serves every row; both engines run under the same store, with the
-// same threads, queues and verification, so that what is compared is the engine. fio reads a file of the same
-// size in the same folder, with O_DIRECT, one request at a time. All that is written is removed at the end.
+// For blocks of 64 KiB, 256 KiB, 1 and 4 MiB: the store is filled and churned three times over,
+// then read. One configuration, the node's defaults, serves every row; both engines run under the
+// same store, with the same threads, queues and verification, so that what is compared is the
+// engine. fio reads a file of the same size in the same folder, with O_DIRECT, one request at a
+// time. All that is written is removed at the end.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -59,7 +61,8 @@ Status VerifyBlock(ByteSpan record) {
   return Fail(Code::kDataLoss, "checksum mismatch");
 }
 
-// Blocks that do not compress, each with its checksum in front; they are written again and again under new keys.
+// Blocks that do not compress, each with its checksum in front; they are written again and again
+// under new keys.
 class Blocks {
  public:
   Blocks(uint64_t bytes, uint64_t block) : memory_(bytes, 7), walk_(memory_, block), block_(block) {
@@ -90,9 +93,11 @@ uint64_t WrittenByUs() {
 uint64_t OnDisk(const std::string& folder) {
   uint64_t bytes = 0;
   std::error_code ec;
-  for (auto it = fs::recursive_directory_iterator(folder, ec); it != fs::recursive_directory_iterator(); it.increment(ec)) {
+  for (auto it = fs::recursive_directory_iterator(folder, ec);
+       it != fs::recursive_directory_iterator(); it.increment(ec)) {
     struct stat file {};
-    if (lstat(it->path().c_str(), &file) == 0 && S_ISREG(file.st_mode)) bytes += static_cast<uint64_t>(file.st_blocks) * 512;
+    if (lstat(it->path().c_str(), &file) == 0 && S_ISREG(file.st_mode))
+      bytes += static_cast<uint64_t>(file.st_blocks) * 512;
     if (ec) break;
   }
   return bytes;
@@ -124,7 +129,8 @@ class Engine {
     engine->folder_ = folder;
     const SsdDisk::Options same;  // As many threads.
     engine->store_ = MakeSegmentStore(std::make_unique<SlabEngine>(folder), StoreOptions(capacity),
-                                      {same.writers_per_shard, same.readers_per_shard}, Clock::Monotonic(), folder);
+                                      {same.writers_per_shard, same.readers_per_shard},
+                                      Clock::Monotonic(), folder);
     return Opened(std::move(engine));
   }
   ~Engine() {
@@ -181,7 +187,8 @@ class Engine {
       const bool over = now - begin >= budget || !failure;
       if (over && under_way == 0) break;
       if (write_too != nullptr && !over) {
-        const auto due = static_cast<uint64_t>(static_cast<double>(now - begin) * kPacedBytesPerSecond / 1e9);
+        const auto due =
+            static_cast<uint64_t>(static_cast<double>(now - begin) * kPacedBytesPerSecond / 1e9);
         while (wrote + block <= due && AppendOne(*write_too, block)) wrote += block;
       }
       while (!over && !idle.empty()) {
@@ -195,7 +202,8 @@ class Engine {
               --under_way;
               idle.push_back(at);
               if (status) {
-                slice.latencies_ns.push_back(static_cast<uint32_t>(std::min<Nanos>(Now() - asked, 4'000'000'000)));
+                slice.latencies_ns.push_back(
+                    static_cast<uint32_t>(std::min<Nanos>(Now() - asked, 4'000'000'000)));
                 ++slice.requests;
                 slice.bytes += block;
               } else if (status.error().code != Code::kNotFound) {
@@ -208,7 +216,8 @@ class Engine {
         if (started.error().code != Code::kNotFound) failure = started;
         break;
       }
-      // The owner looks all the time, as fio's own thread does; a node's owner does so for loop.spin.
+      // The owner looks all the time, as fio's own thread does; a node's owner does so for
+      // loop.spin.
       if (store_->Poll() == 0) std::this_thread::yield();
     }
     slice.wall = Now() - begin;
@@ -225,7 +234,8 @@ class Engine {
     while (!flushed) Wait(5 * kMillisecond);
     for (const Nanos until = Now() + 300 * kMillisecond; Now() < until;) Wait(20 * kMillisecond);
     const auto stats = store_->stats();
-    amplification.space_end = static_cast<double>(OnDisk(folder_)) / static_cast<double>(std::max<uint64_t>(stats.used_bytes, 1));
+    amplification.space_end = static_cast<double>(OnDisk(folder_)) /
+                              static_cast<double>(std::max<uint64_t>(stats.used_bytes, 1));
   }
 
   Amplification amplification;
@@ -298,7 +308,8 @@ class Engine {
     const auto stats = store_->stats();
     if (stats.used_bytes + stats.queued_bytes < StoreOptions(0).segment_bytes * 8) return;
     const double live = static_cast<double>(stats.used_bytes + stats.queued_bytes);
-    amplification.space_peak = std::max(amplification.space_peak, static_cast<double>(OnDisk(folder_)) / live);
+    amplification.space_peak =
+        std::max(amplification.space_peak, static_cast<double>(OnDisk(folder_)) / live);
   }
 
   std::string folder_;
@@ -315,7 +326,8 @@ class Engine {
 // Random reads of a file by fio, O_DIRECT, one at a time.
 class Fio {
  public:
-  Fio(std::string folder, uint64_t bytes) : file_(folder + "/fio"), json_(folder + "/fio.json"), bytes_(bytes) {}
+  Fio(std::string folder, uint64_t bytes)
+      : file_(folder + "/fio"), json_(folder + "/fio.json"), bytes_(bytes) {}
   Status Prepare(const Blocks& blocks, uint64_t block) {
     const int fd = open(file_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_DIRECT | O_CLOEXEC, 0600);
     if (fd < 0) return Fail(Code::kUnavailable, "cannot make " + file_);
@@ -331,16 +343,31 @@ class Fio {
   }
   Result<Slice> Read(uint64_t block, Nanos budget, double* p50_us, double* p99_us) {
     Child::Options options;
-    options.argv = {"fio", "--name=read", "--filename=" + file_, fmt::format("--size={}", bytes_), "--readonly", "--direct=1",
-                    "--rw=randread", "--norandommap", fmt::format("--bs={}", block), "--ioengine=psync", "--iodepth=1",
-                    "--time_based", fmt::format("--runtime={}ms", budget / kMillisecond), "--invalidate=0",
-                    "--randrepeat=0", "--thread", "--output-format=json", "--output=" + json_};
+    options.argv = {"fio",
+                    "--name=read",
+                    "--filename=" + file_,
+                    fmt::format("--size={}", bytes_),
+                    "--readonly",
+                    "--direct=1",
+                    "--rw=randread",
+                    "--norandommap",
+                    fmt::format("--bs={}", block),
+                    "--ioengine=psync",
+                    "--iodepth=1",
+                    "--time_based",
+                    fmt::format("--runtime={}ms", budget / kMillisecond),
+                    "--invalidate=0",
+                    "--randrepeat=0",
+                    "--thread",
+                    "--output-format=json",
+                    "--output=" + json_};
     options.output_file = json_ + ".log";
     TIERCEL_ASSIGN(auto child, Child::Start(options));
     while (child->Alive()) usleep(20'000);
     std::ifstream in(json_);
     const auto report = nlohmann::json::parse(in, nullptr, /*allow_exceptions=*/false);
-    if (report.is_discarded() || !report.contains("jobs")) return Fail(Code::kUnavailable, "fio gave no report: is it installed?");
+    if (report.is_discarded() || !report.contains("jobs"))
+      return Fail(Code::kUnavailable, "fio gave no report: is it installed?");
     const auto& read = report["jobs"][0]["read"];
     Slice slice;
     slice.bytes = read["io_bytes"].get<uint64_t>();
@@ -424,13 +451,15 @@ class Bench {
     const Blocks blocks(256 * kMiB, size);
     auto rocks = Engine::Rocks(folder_ + "/rocks", capacity);
     auto slab = Engine::Slab(folder_ + "/slab", capacity);
-    if (rocks == nullptr || slab == nullptr) return Fail(Code::kUnavailable, "an engine did not open");
+    if (rocks == nullptr || slab == nullptr)
+      return Fail(Code::kUnavailable, "an engine did not open");
     Fio fio(folder_, capacity);
     TIERCEL_TRY(fio.Prepare(blocks, size));
     // Fill, then three times over.
     for (int pass = 0; pass < 4; ++pass) {
       const uint64_t before = WrittenByUs();
-      TIERCEL_TRY(Take("rocksdb write", size, [&] { return rocks->Write(blocks, size, capacity); }));
+      TIERCEL_TRY(
+          Take("rocksdb write", size, [&] { return rocks->Write(blocks, size, capacity); }));
       rocks->amplification.disk_writes += WrittenByUs() - before;
       const uint64_t between = WrittenByUs();
       TIERCEL_TRY(Take("slab write", size, [&] { return slab->Write(blocks, size, capacity); }));
@@ -442,15 +471,21 @@ class Bench {
     slab->Settle();
     for (int round = 0; round < arguments_.rounds; ++round) {
       double p50 = 0, p99 = 0;
-      TIERCEL_TRY(Take("fio read x1", size, [&] { return fio.Read(size, arguments_.read_time, &p50, &p99); }));
-      TIERCEL_TRY(Take("rocksdb read x1", size, [&] { return rocks->Read(size, 1, arguments_.read_time); }));
-      TIERCEL_TRY(Take("slab read x1", size, [&] { return slab->Read(size, 1, arguments_.read_time); }));
-      TIERCEL_TRY(Take("rocksdb read x4", size, [&] { return rocks->Read(size, kReadThreads, arguments_.read_time); }));
-      TIERCEL_TRY(Take("slab read x4", size, [&] { return slab->Read(size, kReadThreads, arguments_.read_time); }));
+      TIERCEL_TRY(Take("fio read x1", size,
+                       [&] { return fio.Read(size, arguments_.read_time, &p50, &p99); }));
+      TIERCEL_TRY(Take("rocksdb read x1", size,
+                       [&] { return rocks->Read(size, 1, arguments_.read_time); }));
+      TIERCEL_TRY(
+          Take("slab read x1", size, [&] { return slab->Read(size, 1, arguments_.read_time); }));
+      TIERCEL_TRY(Take("rocksdb read x4", size,
+                       [&] { return rocks->Read(size, kReadThreads, arguments_.read_time); }));
+      TIERCEL_TRY(Take("slab read x4", size,
+                       [&] { return slab->Read(size, kReadThreads, arguments_.read_time); }));
       std::array<double, 2> tails{};
       for (const bool ours : {true, false}) {
         Engine& engine = ours ? *rocks : *slab;
-        const std::string lane = ours ? "rocksdb read, 300 MB/s writes" : "slab read, 300 MB/s writes";
+        const std::string lane =
+            ours ? "rocksdb read, 300 MB/s writes" : "slab read, 300 MB/s writes";
         TIERCEL_TRY(Take(lane, size, [&]() -> Result<Slice> {
           TIERCEL_ASSIGN(Slice slice, engine.Read(size, 1, arguments_.paced_time, &blocks));
           tails[ours ? 0 : 1] = Percentile(slice.latencies_ns, 0.99);
@@ -485,7 +520,8 @@ class Bench {
       auto engine = Engine::Rocks(folder, 4 * kGiB);
       reopen_s_.push_back(static_cast<double>(Now() - began) / 1e9);
       if (engine == nullptr || engine->recovered() != arguments_.reopen_blocks) {
-        return Fail(Code::kDataLoss, fmt::format("{} blocks of {} after a reopen", engine == nullptr ? 0 : engine->recovered(),
+        return Fail(Code::kDataLoss, fmt::format("{} blocks of {} after a reopen",
+                                                 engine == nullptr ? 0 : engine->recovered(),
                                                  arguments_.reopen_blocks));
       }
     }
@@ -494,48 +530,72 @@ class Bench {
   }
 
   void Tell() {
-    const std::vector<std::string> lanes = {"rocksdb write", "slab write", "fio read x1", "rocksdb read x1", "slab read x1",
-                                            "rocksdb read x4", "slab read x4", "rocksdb read, 300 MB/s writes",
+    const std::vector<std::string> lanes = {"rocksdb write",
+                                            "slab write",
+                                            "fio read x1",
+                                            "rocksdb read x1",
+                                            "slab read x1",
+                                            "rocksdb read x4",
+                                            "slab read x4",
+                                            "rocksdb read, 300 MB/s writes",
                                             "slab read, 300 MB/s writes"};
     report_.PrintTable(stdout, "SSD tier", lanes, arguments_.sizes);
-    fmt::print("\nCPU seconds a GB, median of rounds (the asking thread looks all the time while it reads)\n{:<32}", "");
+    fmt::print(
+        "\nCPU seconds a GB, median of rounds (the asking thread looks all the time while it "
+        "reads)\n{:<32}",
+        "");
     for (const uint64_t size : arguments_.sizes) fmt::print("| {:>8} ", SizeName(size));
     fmt::print("\n");
     for (const std::string& lane : lanes) {
       if (lane.starts_with("fio")) continue;  // Another process.
       fmt::print("{:<32}", lane);
-      for (const uint64_t size : arguments_.sizes) fmt::print("| {:>8.3f} ", Median(cpu_[{lane, size}]));
+      for (const uint64_t size : arguments_.sizes)
+        fmt::print("| {:>8.3f} ", Median(cpu_[{lane, size}]));
       fmt::print("\n");
     }
     for (const auto& [name, sizes] : amplification_) {
       for (const auto& [size, a] : sizes) {
-        fmt::print("{:<8} {:<7} writes {:.4f} of user bytes; space {:.3f} of live bytes at most, {:.3f} at the end\n", name,
-                   SizeName(size), static_cast<double>(a.disk_writes) / static_cast<double>(std::max<uint64_t>(a.user_bytes, 1)),
-                   a.space_peak, a.space_end);
+        fmt::print(
+            "{:<8} {:<7} writes {:.4f} of user bytes; space {:.3f} of live bytes at most, {:.3f} "
+            "at the end\n",
+            name, SizeName(size),
+            static_cast<double>(a.disk_writes) /
+                static_cast<double>(std::max<uint64_t>(a.user_bytes, 1)),
+            a.space_peak, a.space_end);
       }
     }
     report_.PrintRatios(stdout, "Ratios",
-                        {{"rocksdb read x1", "fio read x1"}, {"slab read x1", "fio read x1"}, {"rocksdb read x4", "slab read x4"},
+                        {{"rocksdb read x1", "fio read x1"},
+                         {"slab read x1", "fio read x1"},
+                         {"rocksdb read x4", "slab read x4"},
                          {"rocksdb write", "slab write"}},
                         arguments_.sizes);
     fmt::print("\n");
     for (const uint64_t size : arguments_.sizes) {
       const std::string id = Id(size);
-      goals_.AtLeast("ssd_read_of_fio_" + id, report_.Ratio("rocksdb read x1", "fio read x1", size), "ratio", 0.9);
-      goals_.AtLeast("ssd_read_4_threads_of_slab_" + id, report_.Ratio("rocksdb read x4", "slab read x4", size), "ratio", 0.85);
-      goals_.AtLeast("ssd_write_of_slab_" + id, report_.Ratio("rocksdb write", "slab write", size), "ratio",
-                     size > kMiB ? 0.3 : 0.5);
+      goals_.AtLeast("ssd_read_of_fio_" + id, report_.Ratio("rocksdb read x1", "fio read x1", size),
+                     "ratio", 0.9);
+      goals_.AtLeast("ssd_read_4_threads_of_slab_" + id,
+                     report_.Ratio("rocksdb read x4", "slab read x4", size), "ratio", 0.85);
+      goals_.AtLeast("ssd_write_of_slab_" + id, report_.Ratio("rocksdb write", "slab write", size),
+                     "ratio", size > kMiB ? 0.3 : 0.5);
       const Amplification& a = amplification_["rocksdb"][size];
       goals_.AtMost("ssd_write_amplification_" + id,
-                    static_cast<double>(a.disk_writes) / static_cast<double>(std::max<uint64_t>(a.user_bytes, 1)), "ratio", 1.02);
+                    static_cast<double>(a.disk_writes) /
+                        static_cast<double>(std::max<uint64_t>(a.user_bytes, 1)),
+                    "ratio", 1.02);
       goals_.AtMost("ssd_space_amplification_" + id, a.space_peak, "ratio", 1.10);
       goals_.AtMost("ssd_paced_read_p99_of_slab_" + id,
-                    paced_[size].empty() ? std::nullopt : std::optional(Median(paced_[size])), "ratio", 1.6);
+                    paced_[size].empty() ? std::nullopt : std::optional(Median(paced_[size])),
+                    "ratio", 1.6);
       const auto cpu = [&](const std::string& lane) { return Median(cpu_[{lane, size}]); };
-      fmt::print("ssd_cpu_{}: {:.3f} s a GB written (slab {:.3f}), {:.3f} s a GB read with 4 threads (slab {:.3f})\n", id,
-                 cpu("rocksdb write"), cpu("slab write"), cpu("rocksdb read x4"), cpu("slab read x4"));
+      fmt::print(
+          "ssd_cpu_{}: {:.3f} s a GB written (slab {:.3f}), {:.3f} s a GB read with 4 threads "
+          "(slab {:.3f})\n",
+          id, cpu("rocksdb write"), cpu("slab write"), cpu("rocksdb read x4"), cpu("slab read x4"));
     }
-    goals_.AtMost("ssd_reopen_100000_blocks", reopen_s_.empty() ? std::nullopt : std::optional(Median(reopen_s_)), "s", 2);
+    goals_.AtMost("ssd_reopen_100000_blocks",
+                  reopen_s_.empty() ? std::nullopt : std::optional(Median(reopen_s_)), "s", 2);
     if (arguments_.json.empty()) return;
     if (std::FILE* file = std::fopen(arguments_.json.c_str(), "w")) {
       report_.WriteJson(file);
@@ -565,7 +625,8 @@ Result<Arguments> Parse(int argc, char** argv) {
       arguments.paced_time = 1000 * kMillisecond;
       continue;
     }
-    if (i + 1 >= argc) return Fail(Code::kInvalidArgument, "see the first lines of tests/bench/ssd_bench.cc");
+    if (i + 1 >= argc)
+      return Fail(Code::kInvalidArgument, "see the first lines of tests/bench/ssd_bench.cc");
     const std::string value = argv[++i];
     if (word == "--dir") {
       arguments.dir = value;
@@ -575,7 +636,9 @@ Result<Arguments> Parse(int argc, char** argv) {
       arguments.rounds = std::max(1, std::atoi(value.c_str()));
     } else if (word == "--capacity") {
       TIERCEL_ASSIGN(arguments.capacity, ParseBytes(value));
-      if (arguments.capacity < 12 * kSegment) return Fail(Code::kInvalidArgument, "a capacity under 12 segments of 64 MiB measures nothing");
+      if (arguments.capacity < 12 * kSegment)
+        return Fail(Code::kInvalidArgument,
+                    "a capacity under 12 segments of 64 MiB measures nothing");
     } else if (word == "--only") {
       TIERCEL_ASSIGN(const uint64_t size, ParseBytes(value));
       arguments.sizes = {size};

@@ -74,7 +74,8 @@ Status ReadAt(int fd, std::byte* bytes, uint64_t n, uint64_t at) {
 // Gathers what lies one behind the other and writes it in large pieces.
 class Stream {
  public:
-  Stream(int fd, uint64_t at, Pacer& pacer) : fd_(fd), at_(at), pacer_(pacer), space_(Space(kBufferBytes)) {}
+  Stream(int fd, uint64_t at, Pacer& pacer)
+      : fd_(fd), at_(at), pacer_(pacer), space_(Space(kBufferBytes)) {}
   Status Add(ByteSpan bytes) {
     while (!bytes.empty()) {
       const uint64_t n = std::min<uint64_t>(bytes.size(), kBufferBytes - filled_);
@@ -126,7 +127,9 @@ Status WriteHeader(int fd, const Header& header) {
 
 }  // namespace
 
-SlabEngine::SlabEngine(std::string folder) : folder_(std::move(folder)) { fs::create_directories(folder_); }
+SlabEngine::SlabEngine(std::string folder) : folder_(std::move(folder)) {
+  fs::create_directories(folder_);
+}
 
 SlabEngine::~SlabEngine() {
   MutexLock lock(mutex_);
@@ -174,7 +177,8 @@ Result<SegmentEngine::Recovered> SlabEngine::Recover() {
     }
     std::byte* bytes = Space(Pages(header.manifest_bytes));
     TIERCEL_TRY(ReadAt(fd, bytes, Pages(header.manifest_bytes), header.manifest_at));
-    auto entries = DecodeManifest({reinterpret_cast<const char*>(bytes), header.manifest_bytes}, header.segment);
+    auto entries = DecodeManifest({reinterpret_cast<const char*>(bytes), header.manifest_bytes},
+                                  header.segment);
     if (!entries) {
       free_.push_back(region);
       continue;
@@ -212,10 +216,12 @@ Status SlabEngine::Write(OpenSegment& segment, const Recode& recode) {
   TIERCEL_ASSIGN(const std::shared_ptr<Region> region, NewRegion());
   const auto write = [&]() -> Status {
     // Space first, so that the writes themselves allocate nothing.
-    const uint64_t most = kPage + segment.bytes() + segment.appends().size() * (kPage + kManifestEntryBytes) + 2 * kPage;
+    const uint64_t most = kPage + segment.bytes() +
+                          segment.appends().size() * (kPage + kManifestEntryBytes) + 2 * kPage;
     struct stat file {};
     if (fstat(region->fd, &file) != 0) return Failed("stat");
-    if (static_cast<uint64_t>(file.st_size) < most && fallocate(region->fd, 0, 0, static_cast<off_t>(most)) != 0) {
+    if (static_cast<uint64_t>(file.st_size) < most &&
+        fallocate(region->fd, 0, 0, static_cast<off_t>(most)) != 0) {
       return Failed("allocate");
     }
     Stream stream(region->fd, kPage, pacer_);
@@ -229,7 +235,8 @@ Status SlabEngine::Write(OpenSegment& segment, const Recode& recode) {
     }
     Place(region.get(), entries);
     const std::string manifest = EncodeManifest(segment.number(), entries);
-    const Header header = {kMagic, segment.number(), static_cast<uint32_t>(manifest.size()), stream.at()};
+    const Header header = {kMagic, segment.number(), static_cast<uint32_t>(manifest.size()),
+                           stream.at()};
     TIERCEL_TRY(stream.Add(AsBytes(manifest)));
     TIERCEL_TRY(stream.Drain());
     if (fdatasync(region->fd) != 0) return Failed("sync");
@@ -248,7 +255,8 @@ Status SlabEngine::Write(OpenSegment& segment, const Recode& recode) {
 
 Status SlabEngine::Read(const SsdEntry& entry, MutableByteSpan dst) {
   const auto region = Find(entry.where.segment);
-  if (region == nullptr || entry.where.slot >= region->slots.size()) return Fail(Code::kNotFound, "slab: no such slot");
+  if (region == nullptr || entry.where.slot >= region->slots.size())
+    return Fail(Code::kNotFound, "slab: no such slot");
   const Slot& slot = region->slots[entry.where.slot];
   if (slot.key != entry.key) return Fail(Code::kNotFound, "slab: another key");
   if (slot.bytes != entry.record_bytes) return Fail(Code::kDataLoss, "slab: another length");
@@ -291,7 +299,8 @@ Status SlabEngine::Clear(uint32_t name_space, const Scope& scope, uint64_t gener
   StoreLe(row, name_space);
   std::memcpy(row + 4, scope.bytes.data(), 16);
   StoreLe(row + 20, generation);
-  const int fd = open((folder_ + "/clears").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  const int fd =
+      open((folder_ + "/clears").c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   if (fd < 0) return Failed("clear");
   const bool good = write(fd, row, sizeof(row)) == sizeof(row) && fdatasync(fd) == 0;
   close(fd);
@@ -300,7 +309,8 @@ Status SlabEngine::Clear(uint32_t name_space, const Scope& scope, uint64_t gener
 
 Status SlabEngine::Corrupt(const SsdEntry& entry, uint64_t bit) {
   const auto region = Find(entry.where.segment);
-  if (region == nullptr || entry.where.slot >= region->slots.size()) return Fail(Code::kNotFound, "slab: no such slot");
+  if (region == nullptr || entry.where.slot >= region->slots.size())
+    return Fail(Code::kNotFound, "slab: no such slot");
   const uint64_t byte = region->slots[entry.where.slot].at + bit / 8 % entry.record_bytes;
   std::byte* page = Space(kPage);
   TIERCEL_TRY(ReadAt(region->fd, page, kPage, byte / kPage * kPage));

@@ -1,12 +1,14 @@
-// A SegmentEngine of plain files: the yardstick that the one on RocksDB is measured with, as simple and as
-// fast as we can make it. It holds records across kill -9, but knows nothing of loss of power or of older
-// formats, so no node uses it: it lives with the tests.
+// A SegmentEngine of plain files: the yardstick that the one on RocksDB is measured with, as simple
+// and as fast as we can make it. It holds records across kill -9, but knows nothing of loss of
+// power or of older formats, so no node uses it: it lives with the tests.
 //
-//   FOLDER/N    one file a region, made once and used again: header 4 KiB | records, each from a multiple of
+//   FOLDER/N    one file a region, made once and used again: header 4 KiB | records, each from a
+//   multiple of
 //               4 KiB | manifest, as docs/ssd-format.md has it
 //   FOLDER/clears    rows of name space, scope, generation
 //
-// The header names the segment, and is written when all else is synced; a dropped region has a zero header.
+// The header names the segment, and is written when all else is synced; a dropped region has a zero
+// header.
 //
 // Ownership: its files. Threads and errors: as tiering/ssd_engine.h says.
 #ifndef TIERCEL_TESTS_BENCH_SSD_SLAB_H_

@@ -1,7 +1,8 @@
 // Preloaded into a node: a disk that does not do what it says. Only regular files whose path has
 // FAULTY_FOLDER in it are touched.
 //
-//   FAULTY_TORN_AT=N    the N-th write puts a part of its bytes on the disk, and the process ends there, as in
+//   FAULTY_TORN_AT=N    the N-th write puts a part of its bytes on the disk, and the process ends
+//   there, as in
 //                       a loss of power
 //   FAULTY_LOSE=N       one write in N is not done at all, and said to be
 //   FAULTY_SEED=N       which part, and which write
@@ -65,7 +66,8 @@ ssize_t Faulty(int fd, size_t n, Write&& write) {
     if (part > 0) (void)write(part);
     _exit(137);
   }
-  if (plan.lose > 0 && plan.Draw() % static_cast<uint64_t>(plan.lose) == 0) return static_cast<ssize_t>(n);
+  if (plan.lose > 0 && plan.Draw() % static_cast<uint64_t>(plan.lose) == 0)
+    return static_cast<ssize_t>(n);
   return write(n);
 }
 

@@ -99,13 +99,12 @@ std::map<uint64_t, SsdEntry> Fill(Shard& shard, uint64_t first, uint64_t n, size
   for (uint64_t i = first; i < first + n; ++i) {
     records.push_back(RecordOf(i, bytes + i % 7 * 8));
     const SsdEntry entry = EntryOf(i, records.back().size());
-    EXPECT_TRUE(
-        shard.store->Append(entry, records.back(), [&, i, entry](Result<SsdEntry> where) {
-          ++answered;
-          ASSERT_TRUE(where) << where.error().message;
-          durable[i] = entry;
-          durable[i] = *where;
-        }));
+    EXPECT_TRUE(shard.store->Append(entry, records.back(), [&, i, entry](Result<SsdEntry> where) {
+      ++answered;
+      ASSERT_TRUE(where) << where.error().message;
+      durable[i] = entry;
+      durable[i] = *where;
+    }));
   }
   EXPECT_TRUE(shard.PollUntil([&] { return answered == n; }));
   return durable;
@@ -375,9 +374,46 @@ TEST(SsdRocksdbTest, ADamagedIndexIsMadeAgainFromTheSegmentsAndWhatWasClearedSta
   }
 }
 
+TEST(SsdRocksdbTest, DamagedDataIsMadeAgainFromTheSegmentsThatAreWhole) {
+  for (const bool segment : {false, true}) {
+    TempFolder folder;
+    {
+      Shard shard(folder.path());
+      EXPECT_EQ(Fill(shard, 0, 60).size(), 60u);
+      ASSERT_TRUE(shard.store->Clear(3, Scope{}, 5));
+    }
+    std::filesystem::path victim;
+    for (const auto& item : std::filesystem::directory_iterator(folder.path() + "/data")) {
+      const bool fits = segment ? item.path().extension() == ".sst" && item.file_size() > 200'000
+                                : item.path().filename().string().starts_with("MANIFEST");
+      if (fits) victim = item.path();
+    }
+    ASSERT_FALSE(victim.empty());
+    // A bit of a manifest's first record; a segment where its properties are, so that RocksDB does
+    // not open it.
+    const auto bytes = std::filesystem::file_size(victim);
+    std::fstream io(victim, std::ios::in | std::ios::out | std::ios::binary);
+    io.seekp(static_cast<std::streamoff>(segment ? bytes - 700 : 20));
+    io << std::string(segment ? 100 : 1, '\xa5');
+    io.close();
+    Shard shard(folder.path());
+    ASSERT_NE(shard.store, nullptr);
+    EXPECT_GE(shard.recovered.size(), segment ? 40u : 55u);
+    EXPECT_LE(shard.recovered.size(), 55u);
+    for (const SsdEntry& entry : shard.recovered) {
+      EXPECT_GT(entry.generation, 5u) << "what was cleared stays cleared";
+      std::vector<std::byte> read;
+      ASSERT_TRUE(shard.Read(entry, read));
+      EXPECT_EQ(read, RecordOf(entry.generation - 1, read.size()));
+    }
+    EXPECT_EQ(Fill(shard, 100, 20).size(), 20u);
+  }
+}
+
 TEST(SsdRocksdbTest, AProcessKilledAtAnyNamedPointServesWhatItToldAsDurable) {
-  for (const char* const point : {"segment.opened", "segment.half", "segment.finished", "segment.ingested", "segment.indexed",
-                                  "drop.begun", "drop.unindexed", "drop.done", "clear.half", "clear.done"}) {
+  for (const char* const point :
+       {"segment.opened", "segment.half", "segment.finished", "segment.ingested", "segment.indexed",
+        "drop.begun", "drop.unindexed", "drop.done", "clear.half", "clear.done"}) {
     TempFolder folder;
     int pipe_fds[2];
     ASSERT_EQ(pipe(pipe_fds), 0);
@@ -396,10 +432,12 @@ TEST(SsdRocksdbTest, AProcessKilledAtAnyNamedPointServesWhatItToldAsDurable) {
       std::deque<std::vector<std::byte>> records;
       for (uint64_t i = 0; i < 2000; ++i) {
         records.push_back(RecordOf(i, 20'000));
-        while (!shard.store->Append(EntryOf(i, records.back().size()), records.back(), [&, i](Result<SsdEntry> where) {
-          const auto generation = static_cast<int64_t>(i + 1);
-          if (where) (void)!write(pipe_fds[1], &generation, sizeof(generation));
-        })) {
+        while (!shard.store->Append(EntryOf(i, records.back().size()), records.back(),
+                                    [&, i](Result<SsdEntry> where) {
+                                      const auto generation = static_cast<int64_t>(i + 1);
+                                      if (where)
+                                        (void)!write(pipe_fds[1], &generation, sizeof(generation));
+                                    })) {
           shard.store->Poll();
         }
         shard.store->Poll();
@@ -421,7 +459,8 @@ TEST(SsdRocksdbTest, AProcessKilledAtAnyNamedPointServesWhatItToldAsDurable) {
     std::map<uint64_t, SsdEntry> entries;
     for (const SsdEntry& entry : shard.recovered) entries[entry.generation] = entry;
     for (const uint64_t generation : durable) {
-      ASSERT_TRUE(entries.contains(generation)) << point << ": " << generation << " was told as durable";
+      ASSERT_TRUE(entries.contains(generation))
+          << point << ": " << generation << " was told as durable";
       std::vector<std::byte> bytes;
       ASSERT_TRUE(shard.Read(entries[generation], bytes)) << point;
       ASSERT_EQ(bytes, RecordOf(generation - 1, bytes.size())) << point;

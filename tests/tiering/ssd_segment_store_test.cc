@@ -32,8 +32,10 @@ SsdStore::Options SmallSegments() {
   return options;
 }
 
-std::unique_ptr<SsdStore> OpenSlab(const std::string& folder, const SsdStore::Options& options, const Clock& clock) {
-  return MakeSegmentStore(std::make_unique<SlabEngine>(folder), options, SegmentStoreThreads(), clock, folder);
+std::unique_ptr<SsdStore> OpenSlab(const std::string& folder, const SsdStore::Options& options,
+                                   const Clock& clock) {
+  return MakeSegmentStore(std::make_unique<SlabEngine>(folder), options, SegmentStoreThreads(),
+                          clock, folder);
 }
 
 class RealTimeRig : public SsdStoreRig {
@@ -58,7 +60,8 @@ class TwoDisksRig final : public RealTimeRig {
     SsdStore::Options half = options;
     half.capacity_bytes /= 2;
     std::vector<std::unique_ptr<SsdStore>> disks;
-    for (const TempFolder& folder : folders_) disks.push_back(OpenSlab(folder.path(), half, clock()));
+    for (const TempFolder& folder : folders_)
+      disks.push_back(OpenSlab(folder.path(), half, clock()));
     return JoinDisks(std::move(disks), options.segment_bytes);
   }
 
@@ -72,7 +75,8 @@ INSTANTIATE_TEST_SUITE_P(
                       SsdStoreCase{"TwoDisks", [] { return std::make_unique<TwoDisksRig>(); }}),
     [](const auto& param) { return param.param.name; });
 
-// An engine in memory whose disk can be told to hang, to fail, and to hold what nobody accounts for.
+// An engine in memory whose disk can be told to hang, to fail, and to hold what nobody accounts
+// for.
 class FakeEngine final : public SegmentEngine {
  public:
   struct Disk {
@@ -133,7 +137,8 @@ class FakeEngine final : public SegmentEngine {
 class SegmentStoreTest : public ::testing::Test {
  protected:
   void Open(const SsdStore::Options& options) {
-    store_ = MakeSegmentStore(std::make_unique<FakeEngine>(disk_), options, SegmentStoreThreads(), clock_, "fake");
+    store_ = MakeSegmentStore(std::make_unique<FakeEngine>(disk_), options, SegmentStoreThreads(),
+                              clock_, "fake");
     ASSERT_TRUE(store_->Recover());
   }
   void TearDown() override {
@@ -152,8 +157,9 @@ class SegmentStoreTest : public ::testing::Test {
   Result<SsdEntry> Put(uint64_t n, size_t bytes = 20'000) {
     records_.push_back(RecordOf(n, bytes));
     std::optional<Result<SsdEntry>> stored;
-    const Status taken = store_->Append(SsdEntryOf(n, records_.back().size()), records_.back(),
-                                        [&stored](Result<SsdEntry> entry) { stored = std::move(entry); });
+    const Status taken =
+        store_->Append(SsdEntryOf(n, records_.back().size()), records_.back(),
+                       [&stored](Result<SsdEntry> entry) { stored = std::move(entry); });
     if (!taken) return tl::unexpected<Error>(taken.error());
     store_->Flush([](Status) {});
     EXPECT_TRUE(PollUntil([&] { return stored.has_value(); }));
@@ -200,7 +206,9 @@ TEST_F(SegmentStoreTest, ADiskThatDoesNotAnswerIsLeftAloneUntilItDoes) {
   store_->Poll();
   EXPECT_FALSE(store_->available());
   EXPECT_THAT(store_->why(), HasSubstr("answered no read for 5100 ms"));
-  EXPECT_EQ(store_->Append(SsdEntryOf(2, bytes.size()), bytes, [](Result<SsdEntry>) { FAIL(); }).error().code,
+  EXPECT_EQ(store_->Append(SsdEntryOf(2, bytes.size()), bytes, [](Result<SsdEntry>) { FAIL(); })
+                .error()
+                .code,
             Code::kUnavailable);
   EXPECT_EQ(store_->stats().stalls, 1u);
   clock_.Advance(6 * kSecond);
@@ -248,7 +256,8 @@ TEST_F(SegmentStoreTest, TheScrubberReadsEverythingAtItsRateAndCountsWhatDoesNot
     store_->Poll();
     usleep(2000);
   }
-  EXPECT_GE(clock_.Now() - began, 1800 * kMillisecond) << "200,000 bytes at 100,000 a second, the first step at once";
+  EXPECT_GE(clock_.Now() - began, 1800 * kMillisecond)
+      << "200,000 bytes at 100,000 a second, the first step at once";
   EXPECT_EQ(store_->stats().scrub_rounds, 1u);
   EXPECT_EQ(store_->stats().scrubbed_records, 10u);
   EXPECT_EQ(store_->stats().scrub_bad, 0u);
@@ -308,7 +317,8 @@ TEST_F(SegmentStoreTest, DropsHappenInTheBackgroundAndWritesWaitWhenTooManyAreOw
   EXPECT_TRUE(PollUntil([&] { return Put(n + 1, 100'000).has_value(); }));
 }
 
-TEST_F(SegmentStoreTest, ASegmentIsWrittenAtThePaceThatTheNextOneFillsAndAtFullSpeedWhenTheyPileUp) {
+TEST_F(SegmentStoreTest,
+       ASegmentIsWrittenAtThePaceThatTheNextOneFillsAndAtFullSpeedWhenTheyPileUp) {
   auto options = SmallSegments();
   options.segment_bytes = 100'000'000;  // One second of what comes below.
   options.max_queued_bytes = UINT64_MAX / 2;
@@ -330,7 +340,8 @@ TEST(PacerTest, SpreadsWhatIsTakenAndSavesNothingUp) {
   Pacer pacer(100'000'000);
   const Nanos begin = Clock::Monotonic().Now();
   for (int i = 0; i < 10; ++i) pacer.Take(1'000'000);
-  EXPECT_GE(Clock::Monotonic().Now() - begin, 89 * kMillisecond) << "the first is free, nine wait 10 ms each";
+  EXPECT_GE(Clock::Monotonic().Now() - begin, 89 * kMillisecond)
+      << "the first is free, nine wait 10 ms each";
   pacer.SetRate(0);
   const Nanos unpaced = Clock::Monotonic().Now();
   for (int i = 0; i < 1000; ++i) pacer.Take(1'000'000);
@@ -342,7 +353,8 @@ TEST(JoinedDisksTest, SpreadSegmentsOverAllAndServeOnWhatIsLeftWhenOneFails) {
   SimClock clock;
   std::vector<std::unique_ptr<SsdStore>> stores;
   for (auto& disk : disks) {
-    stores.push_back(MakeSegmentStore(std::make_unique<FakeEngine>(disk), SmallSegments(), SegmentStoreThreads(), clock, "fake"));
+    stores.push_back(MakeSegmentStore(std::make_unique<FakeEngine>(disk), SmallSegments(),
+                                      SegmentStoreThreads(), clock, "fake"));
   }
   auto store = JoinDisks(std::move(stores), SmallSegments().segment_bytes);
   ASSERT_TRUE(store->Recover());
@@ -356,9 +368,10 @@ TEST(JoinedDisksTest, SpreadSegmentsOverAllAndServeOnWhatIsLeftWhenOneFails) {
   };
   const auto put = [&](uint64_t n) {
     records.push_back(RecordOf(n, 100'000));
-    return store->Append(SsdEntryOf(n, records.back().size()), records.back(), [&durable, n](Result<SsdEntry> stored) {
-      if (stored) durable[n] = *stored;
-    });
+    return store->Append(SsdEntryOf(n, records.back().size()), records.back(),
+                         [&durable, n](Result<SsdEntry> stored) {
+                           if (stored) durable[n] = *stored;
+                         });
   };
   for (uint64_t n = 0; n < 24; ++n) ASSERT_TRUE(put(n));
   store->Flush([](Status) {});
@@ -370,7 +383,8 @@ TEST(JoinedDisksTest, SpreadSegmentsOverAllAndServeOnWhatIsLeftWhenOneFails) {
   const auto read = [&](uint64_t n) {
     std::vector<std::byte> bytes(durable[n].record_bytes);
     std::optional<Status> result;
-    const Status started = store->Read(durable[n], bytes, [&](Status status) { result = std::move(status); });
+    const Status started =
+        store->Read(durable[n], bytes, [&](Status status) { result = std::move(status); });
     if (!started) return false;
     EXPECT_TRUE(poll_until([&] { return result.has_value(); }));
     return result->has_value() && bytes == RecordOf(n, bytes.size());
@@ -396,7 +410,8 @@ TEST(JoinedDisksTest, FoldersMayBeNamedInAnotherOrderAtTheNextStart) {
   const auto open = [&](size_t first) {
     std::vector<std::unique_ptr<SsdStore>> disks;
     for (size_t i = 0; i < 2; ++i) {
-      disks.push_back(OpenSlab(folders[(first + i) % 2].path(), SmallSegments(), Clock::Monotonic()));
+      disks.push_back(
+          OpenSlab(folders[(first + i) % 2].path(), SmallSegments(), Clock::Monotonic()));
     }
     return JoinDisks(std::move(disks), SmallSegments().segment_bytes);
   };
@@ -406,7 +421,8 @@ TEST(JoinedDisksTest, FoldersMayBeNamedInAnotherOrderAtTheNextStart) {
     ASSERT_TRUE(store->Recover());
     for (uint64_t n = 0; n < 12; ++n) {
       records.push_back(RecordOf(n, 100'000));
-      ASSERT_TRUE(store->Append(SsdEntryOf(n, records.back().size()), records.back(), [](Result<SsdEntry>) {}));
+      ASSERT_TRUE(store->Append(SsdEntryOf(n, records.back().size()), records.back(),
+                                [](Result<SsdEntry>) {}));
     }
     store->Shutdown(10 * kSecond);
   }
