@@ -33,6 +33,7 @@ TEST(ConfigTest, ReadsSectionsUnitsAndLists) {
   ASSERT_TRUE(config) << config.error().message;
   EXPECT_EQ(config->host_memory, 4 * kGiB);
   EXPECT_EQ(config->ssd_seal_after, 200 * kMillisecond);
+  EXPECT_EQ(config->ssd_paths(), std::vector<std::string>{"/data"});
   EXPECT_EQ(config->namespaces, (std::vector<NamespaceConfig>{{"default"}, {"tenant-b"}}));
   EXPECT_EQ(config->max_sessions, 7u);
   EXPECT_EQ(config->level(), LogLevel::kDebug);
@@ -86,6 +87,9 @@ TEST(ConfigTest, PlainTextStaysOnThisHost) {
 TEST(ConfigTest, SizesMustFitTogether) {
   EXPECT_THAT(ErrorOf("insecure: true\nshards: 8\n"), HasSubstr("no slab"));
   EXPECT_THAT(ErrorOf("insecure: true\nssd: {path: /d, capacity: 100MiB}\n"), HasSubstr("no two segments"));
+  EXPECT_THAT(ErrorOf("insecure: true\nssd: {path: '/a,/b', capacity: 200MiB}\n"), HasSubstr("on 2 disks no two segments"));
+  EXPECT_THAT(ErrorOf("insecure: true\nssd: {path: '/a,/b,/a'}\n"), HasSubstr("names /a twice"));
+  EXPECT_THAT(ErrorOf("insecure: true\nssd: {path: '/a,'}\n"), HasSubstr("names an empty folder"));
 }
 
 TEST(ConfigTest, ReadsBackWhatItPrints) {
