@@ -38,6 +38,7 @@ class Name:
 class _Batch:
     id: int
     good: list[bool]
+    asking: bool = False  # Then an answer is good, whatever it is.
     left: set[int] = field(default_factory=set)
     why: str = ""
 
@@ -69,7 +70,7 @@ class StoreClient:
             [names[i].key for i in group], [buffers[i] for i in group], names[group[0]].scope), exact=True)
 
     def submit_batch_exists(self, names: Sequence[Name]) -> int:
-        batch = self._batch(len(names))
+        batch = self._batch(len(names), asking=True)
         with self._lock:
             for i, name in enumerate(names):
                 self._add(batch, [i], [0], lambda name=name: self._client.submit_match_prefix(
@@ -98,7 +99,7 @@ class StoreClient:
                 batch.left.discard(completion.ticket)
                 self._end_if_done(batch, tell=False)
             ended, self._ended = self._ended, []
-        return [(batch.id, all(batch.good), batch.why, batch.good) for batch in ended]
+        return [(batch.id, batch.asking or all(batch.good), batch.why, batch.good) for batch in ended]
 
     def close(self) -> None:
         self._client.close()
@@ -111,10 +112,10 @@ class StoreClient:
     def nodes(self) -> list[Any]:
         return list(self._client.nodes())
 
-    def _batch(self, count: int) -> _Batch:
+    def _batch(self, count: int, asking: bool = False) -> _Batch:
         with self._lock:
             self._next += 1
-            return _Batch(self._next, [False] * count)
+            return _Batch(self._next, [False] * count, asking)
 
     def _submit(self, names: Sequence[Name], submit: Callable[[list[int]], int], exact: bool) -> int:
         batch = self._batch(len(names))

@@ -53,6 +53,7 @@ class MooncakeDistributedStore:
         self._client: Any = None
         self._hostname = ""
         self._scope = self._sizes = b""
+        self._registered: dict[int, int] = {}
 
     # Life
 
@@ -95,10 +96,16 @@ class MooncakeDistributedStore:
         return 1 if any(node["connected"] for node in self._client.nodes()) else 2
 
     def register_buffer(self, buffer_ptr: int, size: int) -> int:
-        return self._registered(lambda: self._client.register_memory(buffer_ptr, size), buffer_ptr, size)
+        if self._client is None or buffer_ptr == 0 or size <= 0:
+            return INVALID_PARAMS
+        code = self._each(1, lambda: [self._client.register_memory(buffer_ptr, size) or OK])[0]
+        if code == OK:
+            self._registered[buffer_ptr] = size
+        return code
 
-    def unregister_buffer(self, buffer_ptr: int, size: int = 1) -> int:
-        return self._registered(lambda: self._client.unregister_memory(buffer_ptr, size), buffer_ptr, size)
+    def unregister_buffer(self, buffer_ptr: int) -> int:
+        size = self._registered.pop(buffer_ptr, 0)
+        return self._each(1, lambda: [self._client.unregister_memory(buffer_ptr, size) or OK])[0] if size else INVALID_PARAMS
 
     # What is there
 
@@ -200,15 +207,6 @@ class MooncakeDistributedStore:
             return [INVALID_PARAMS] * count
         except Exception:
             return [RPC_FAIL] * count
-
-    def _registered(self, call: Callable[[], None], ptr: int, size: int) -> int:
-        if self._client is None or ptr == 0 or size <= 0:
-            return INVALID_PARAMS
-        try:
-            call()
-        except Exception:
-            return INVALID_PARAMS
-        return OK
 
     def _here(self, key: str) -> int:
         status = self._client.lookup(self._client.key_chain(key, self._scope))[0].status
