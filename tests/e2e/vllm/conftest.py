@@ -47,14 +47,6 @@ class Request(SimpleNamespace):
                          kv_transfer_params=params, status=SimpleNamespace(name="WAITING"))
 
 
-class Blocks:
-    def __init__(self, pages):
-        self.pages = pages
-
-    def get_block_ids(self):
-        return (self.pages,)
-
-
 def output(new=(), cached=(), resumed=()):
     """new: (request, pages, computed, scheduled); cached: the same, pages are those added."""
     scheduled = {r.request_id: n for r, _, _, n in (*new, *cached)}

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 
+import torch
 from tiercel_vllm import TiercelConnector
 
 
@@ -17,7 +18,7 @@ class RecordingConnector(TiercelConnector):
         total = hashlib.sha256()
         for tensor in self._worker._pages.tensors:
             for page in pages:
-                total.update(tensor[page].contiguous().view(-1).view(dtype=__import__("torch").uint8).numpy().tobytes())
+                total.update(tensor[page].contiguous().view(-1).view(dtype=torch.uint8).numpy().tobytes())
         return total.hexdigest()
 
     def _record(self, what, request, first, pages):

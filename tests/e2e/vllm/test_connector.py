@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DIM, HEADS, LAYERS, PAGE, PAGES, Blocks, Engine, Request, hashes, output, shape, tensors
+from conftest import DIM, HEADS, LAYERS, PAGE, PAGES, Engine, Request, hashes, output, shape, tensors
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, supports_hma
 
@@ -582,12 +582,11 @@ def test_settings_that_are_wrong_are_told(extra, why):
 
 
 def test_counts_add_up_and_reach_prometheus():
-    from prometheus_client import CollectorRegistry, Counter
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
     registry = CollectorRegistry()
-    config = SimpleNamespace(kv_transfer_config=None)
-    metrics = TiercelPromMetrics(config, {Counter: lambda **kw: Counter(**kw, registry=registry)}.__class__(
-        {Counter: lambda **kw: Counter(**kw, registry=registry), **{kind: None for kind in _other_metrics()}}), ["model", "engine"], {0: ["m", "0"]})
+    kinds = {Gauge: Gauge, Histogram: Histogram, Counter: lambda **about: Counter(**about, registry=registry)}
+    metrics = TiercelPromMetrics(SimpleNamespace(kv_transfer_config=None), kinds, ["model", "engine"], {0: ["m", "0"]})
     stats = TiercelStats({"blocks_loaded": 3})
     stats.aggregate(TiercelStats({"blocks_loaded": 4, "missed_evicted": 2}))
     metrics.observe(stats.to_dict())
@@ -595,12 +594,6 @@ def test_counts_add_up_and_reach_prometheus():
     assert registry.get_sample_value("vllm:tiercel_blocks_missed_total", {"model": "m", "engine": "0", "reason": "evicted"}) == 2
     assert TiercelConnector.build_kv_connector_stats(stats.to_dict()).reduce()["tiercel blocks_loaded"] == 7
     assert stats.take().data and stats.take() is None
-
-
-def _other_metrics():
-    from prometheus_client import Gauge, Histogram
-
-    return Gauge, Histogram
 
 
 def test_workers_words_are_added_up():
