@@ -43,7 +43,7 @@ class Request(SimpleNamespace):
     """What the connector reads of vLLM's."""
 
     def __init__(self, name, tokens, hashes, prompt=None, lora=None, params=None):
-        super().__init__(request_id=name, num_tokens=tokens, num_prompt_tokens=prompt or tokens, block_hashes=hashes, lora_request=lora,
+        super().__init__(request_id=name, num_tokens=tokens, num_prompt_tokens=prompt or tokens, block_hashes=hashes, lora_request=lora, all_token_ids=list(range(tokens)),
                          kv_transfer_params=params, status=SimpleNamespace(name="WAITING"))
 
 
@@ -61,9 +61,9 @@ def output(new=(), cached=(), resumed=()):
 class Engine:
     """Both sides of the connector, called in vLLM's order; the model is whoever writes into the tensors."""
 
-    def __init__(self, endpoint, of, ranks=1, fill=None, **extra):
+    def __init__(self, endpoint, of, ranks=1, fill=None, announce=False, **extra):
         settings = parse({"endpoint": endpoint, "match_wait_s": 2.0, "tokens_per_block": of.block_tokens, **extra})
-        self.scheduler = SchedulerSide(settings, of)
+        self.scheduler = SchedulerSide(settings, of, announce=announce)
         self.workers = [WorkerSide(settings, of, PAGES) for _ in range(ranks)]
         self.tensors = [tensors(None if fill is None else fill + rank) for rank in range(ranks)]
         for rank, worker in enumerate(self.workers):

@@ -209,6 +209,37 @@ def test_a_preempted_requests_pages_are_settled_before_they_are_reused(engines):
     assert not worker._putting
 
 
+# Events
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_every_rank_stored_is_an_event_that_vllms_decoder_reads(engines, ranks):
+    import msgspec
+    from vllm.distributed.kv_events import KVEventBatch
+    from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
+
+    of, names = shape(2, world=ranks), hashes(4)
+    engine = engines(of, fill=70, ranks=ranks, announce=True)
+    assert engine.wait_open()
+    request = Request("a", 4 * PAGE, names)
+    engine.matched(request)
+    if ranks == 2:
+        engine.workers[1]._saves = False
+    engine.step(output(new=[(request, [1, 2, 3, 4], 0, 4 * PAGE)]))
+    assert engine.quiet()
+    if ranks == 2:
+        assert engine.scheduler.events.take() == []  # The other rank's part is not there.
+        return
+    sent = msgspec.msgpack.encode(KVEventBatch(ts=1.0, events=engine.scheduler.events.take()))
+    events = msgspec.msgpack.decode(sent, type=KVEventBatch).events
+    known = [maybe_convert_block_hash(name) for name in names]
+    assert [event.block_hashes for event in events] == [known[:2], known[2:]]
+    assert [event.parent_block_hash for event in events] == [None, known[1]]
+    assert [event.token_ids for event in events] == [list(range(2 * PAGE)), list(range(2 * PAGE, 4 * PAGE))]
+    assert {(event.block_size, event.medium, event.locality) for event in events} == {(PAGE, "STORAGE", "REMOTE")}
+    assert engine.scheduler.events.take() == []
+
+
 # Many ranks
 
 

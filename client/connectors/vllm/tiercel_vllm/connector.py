@@ -17,8 +17,11 @@ from .stats import TiercelPromMetrics, TiercelStats
 from .worker import WorkerSide
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
     from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -44,7 +47,9 @@ class TiercelConnector(KVConnectorBase_V1, SupportsHMA):
                              "forgotten must be computed, not fail its request")
         chosen = settings.parse(transfer.kv_connector_extra_config)
         shape = layout.describe(chosen, vllm_config, kv_cache_config, on_cpu=_on_cpu())
-        self._scheduler = SchedulerSide(chosen, shape) if role == KVConnectorRole.SCHEDULER else None
+        events = vllm_config.kv_events_config
+        announce = events is not None and events.enable_kv_cache_events
+        self._scheduler = SchedulerSide(chosen, shape, announce=announce) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(chosen, shape, kv_cache_config.num_blocks) if role == KVConnectorRole.WORKER else None
 
     @property
@@ -86,6 +91,10 @@ class TiercelConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(self, request: Request, block_ids: tuple[list[int], ...]) -> tuple[bool, dict[str, Any] | None]:
         assert self._scheduler
         return self._scheduler.finished(request), None
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        assert self._scheduler
+        return self._scheduler.events.take()
 
     # Worker
 

@@ -63,6 +63,7 @@ class WorkerMeta(KVConnectorWorkerMetadata):
 
     loaded: list[Loaded] = field(default_factory=list)
     saved: dict[str, int] = field(default_factory=dict)  # Blocks whose save ended, well or not.
+    stored: list[tuple[str, int, bool]] = field(default_factory=list)  # Each of them: request, block, whether it is there.
     trouble: str = ""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> WorkerMeta:
@@ -70,4 +71,4 @@ class WorkerMeta(KVConnectorWorkerMetadata):
         saved = dict(self.saved)
         for request, blocks in other.saved.items():
             saved[request] = saved.get(request, 0) + blocks
-        return WorkerMeta(self.loaded + other.loaded, saved, self.trouble or other.trouble)
+        return WorkerMeta(self.loaded + other.loaded, saved, self.stored + other.stored, self.trouble or other.trouble)

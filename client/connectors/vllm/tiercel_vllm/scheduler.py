@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tiercel
 
+from .events import Announcer
 from .identity import Adapters
 from .link import Link
 from .messages import Extend, Load, Save, StepMeta
@@ -61,7 +62,7 @@ class _Followed:
 
 class SchedulerSide:
     def __init__(self, settings: Settings, shape: Shape, clock: Callable[[], float] = time.monotonic,
-                 link: Link | None = None) -> None:
+                 link: Link | None = None, announce: bool = False) -> None:
         self._settings = settings
         self._shape = shape
         self._clock = clock
@@ -76,6 +77,7 @@ class SchedulerSide:
         self._last_end = 0.0
         self._probe_chain: tiercel.Chain | None = None
         self._closings = 0
+        self.events = Announcer(shape, announce)
         self.stats = TiercelStats()
         self.link = link or Link(settings.client_options(), self._probe, "scheduler")
 
@@ -174,6 +176,8 @@ class SchedulerSide:
                 followed.saving -= blocks
                 if not followed.saving:
                     self._forget_storing(request_id)
+        for request_id, block, there in meta.stored:
+            (self.events.stored if there else self.events.failed)(request_id, block)
         if meta.trouble:
             self.link.trouble(meta.trouble)
 
@@ -316,6 +320,7 @@ class SchedulerSide:
                 self._next.saves.append(run)
             run.pages.append(followed.pages[i * each:(i + 1) * each])
             self._storing[key] = request_id
+            self.events.given(followed.request, i)
             followed.saving += self._shape.world
         if run is not None or followed.saving:
             self._extend(followed, full)

@@ -171,7 +171,7 @@ class WorkerSide:
             ticket = self._put(save)
             if not ticket:
                 self.stats.add("saves_skipped", len(save.pages))
-                self._saved(save.request, len(save.pages))
+                self._saved(save, [False] * len(save.pages))
                 continue
             self._puts[ticket] = _Saving(save, time.monotonic(), len(save.pages))
             self._putting.setdefault(save.request, set()).add(ticket)
@@ -196,7 +196,7 @@ class WorkerSide:
         self._putting.get(request, set()).discard(completion.ticket)
         if not self._putting.get(request):
             self._putting.pop(request, None)
-        self._saved(request, saving.blocks)
+        self._saved(saving.save, [block.status in ("OK", "EXISTS") for block in completion.blocks])
         self.stats.add("save_seconds", time.monotonic() - saving.began)
         troubles = set()
         for block in completion.blocks:
@@ -209,9 +209,10 @@ class WorkerSide:
         if troubles & {"TIMEOUT", "UNAVAILABLE"}:
             self._trouble(f"a save ended with {', '.join(sorted(troubles))}")
 
-    def _saved(self, request: str, blocks: int) -> None:
+    def _saved(self, save: Save, there: list[bool]) -> None:
         # What a replica does not store counts with the rank that does, so the scheduler counts ranks, not workers.
-        self._meta.saved[request] = self._meta.saved.get(request, 0) + blocks
+        self._meta.saved[save.request] = self._meta.saved.get(save.request, 0) + len(save.pages)
+        self._meta.stored += [(save.request, save.first + i, good) for i, good in enumerate(there)]
 
     def settle(self, requests: list[str]) -> None:
         """Waits until no page of theirs is being stored: they are about to be another request's."""
