@@ -94,6 +94,7 @@ class Wire:
         host, port = target.rsplit(":", 1)
         self.target, self.rate, self.flip_every = (host, int(port)), rate, flip_every
         self.flips = 0
+        self.passed = 0  # Bytes that came from the node.
         self._since_flip = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -121,6 +122,7 @@ class Wire:
                 if answers and self.flip_every:
                     data = self._damage(data)
                 sink.sendall(data)
+                self.passed += len(data) if answers else 0
                 if self.rate:
                     time.sleep(len(data) / self.rate)
         except OSError:
