@@ -1,4 +1,4 @@
-"""Writes empty libraries in place of the GPU ones that PyPI's torch was linked with, 2 GB that a CPU never calls.
+"""Writes empty libraries in place of the GPU ones that torch was linked with, 2 GB that a CPU never calls.
 
     python stubs.py SITE_PACKAGES
 
