@@ -130,6 +130,13 @@ const std::vector<Setting>& Settings() {
       Bytes("memory.host", "RAM for blocks, all shards together", &Config::host_memory, 2 * kMiB, 64ull * 1024 * kGiB),
       Bytes("memory.slab", "unit of RAM given to a name space; a multiple of 2MiB", &Config::slab, 2 * kMiB, 16 * kGiB),
       Text("memory.huge_pages", "auto, off or required", &Config::huge_pages, {"auto", "off", "required"}),
+      Text("memory.numa", "auto: where there are several memory nodes a shard has its thread and its RAM on one; off", &Config::numa,
+           {"auto", "off"}),
+      Text("restart.socket", "Unix socket over which the next process takes what is in RAM; off: none; default: "
+           "tiercel-PORT.sock in $RUNTIME_DIRECTORY or $XDG_RUNTIME_DIR", &Config::restart_socket),
+      Bytes("device.memory", "GPU memory for blocks that leave RAM, all shards together; 0: none", &Config::device_memory, 0,
+            16ull * 1024 * kGiB),
+      Number("device.number", "which GPU", &Config::device_number, 0, 63),
       Text("ssd.path", "data folder, or several with commas between, one a disk; empty: no SSD tier", &Config::ssd_path),
       Bytes("ssd.capacity", "bytes on SSD, all shards and disks together", &Config::ssd_capacity, 2 * kMiB, 1024ull * 1024 * kGiB),
       Bytes("ssd.segment", "unit of writing and forgetting", &Config::ssd_segment, kMiB, 4 * kGiB),

@@ -51,6 +51,12 @@ struct Config {
   uint64_t slab = 256 * kMiB;
   std::string huge_pages = "auto";
 
+  std::string numa = "auto";
+  std::string restart_socket;  // Empty: by the port of grpc_listen; "off": none.
+
+  uint64_t device_memory = 0;  // Of the node; divided among the shards. 0: no device tier.
+  uint64_t device_number = 0;
+
   std::string ssd_path;  // Empty: no SSD tier; several, one a disk, with commas between.
   std::vector<std::string> ssd_paths() const;
   uint64_t ssd_capacity = 20 * kGiB;

@@ -73,6 +73,7 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   const TierStack::Stats& t = s.tiers;
   f.Counter("tiercel_hits_total", "Blocks served, by the tier they were in.", with("tier", "host"), t.hits_host);
   f.Counter("tiercel_hits_total", "", with("tier", "ssd"), t.hits_ssd);
+  f.Counter("tiercel_hits_total", "", with("tier", "device"), t.hits_device);
   for (int reason = 1; reason < kMissReasons; ++reason) {
     f.Counter("tiercel_misses_total", "Blocks asked for and not served, by reason; the reasons are all.",
               with("reason", Name(static_cast<MissReason>(reason))), t.reasons[static_cast<size_t>(reason)]);
@@ -86,6 +87,8 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   f.Counter("tiercel_evicted_total", "Blocks forgotten to make room.", mine, t.evicted);
   f.Counter("tiercel_evicted_from_host_total", "Blocks that left RAM.", mine, t.evicted_host);
   f.Counter("tiercel_corrupt_total", "Records that failed their checksum at rest.", mine, t.corrupt);
+  f.Counter("tiercel_adopted_verified_total", "Blocks of the process before this one, checked when first served.", mine,
+            t.adopted_verified);
   f.Counter("tiercel_durable_total", "Records written to SSD.", mine, t.durable);
   f.Counter("tiercel_demoted_total", "Exact records written to SSD as lossy ones, as their namespace allows.", mine, t.demoted);
   f.Counter("tiercel_recoded_total", "Records written to SSD in fewer bytes.", mine, t.ssd.recoded);
@@ -99,12 +102,31 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   f.Gauge("tiercel_host_capacity_bytes", "RAM for records.", mine, t.host_capacity);
   f.Gauge("tiercel_record_bytes", "Bytes of all records, as stored.", mine, t.record_bytes);
   f.Gauge("tiercel_raw_bytes", "Bytes of all records, decoded.", mine, t.raw_bytes);
-  f.Gauge("tiercel_index_bytes", "Memory of the index.", mine, t.index_bytes);
+  const auto index = [&](const char* part, uint64_t bytes) {
+    f.Gauge("tiercel_index_bytes", "Memory of the index, by what it holds.", with("part", part), bytes);
+  };
+  index("records", t.index.records);
+  index("runs", t.index.runs);
+  index("children", t.index.children);
+  index("blocks", t.index.blocks);
+  index("ghosts", t.index.ghosts);
   f.Gauge("tiercel_pinned_blocks", "Pins held.", mine, t.pinned);
   f.Gauge("tiercel_keys_in_flight", "Keys asked for and not answered.", mine, s.keys_in_flight);
   f.Gauge("tiercel_bytes_in_flight", "Bytes on their way to clients.", mine, s.bytes_in_flight);
   f.Gauge("tiercel_holds", "Blocks held between match and get.", mine, s.holds);
   f.Gauge("tiercel_shard_sessions", "Sessions of the shard.", mine, s.sessions);
+  f.Gauge("tiercel_fragmentation_ppm", "Free bytes that an evicting allocation could not use, in millionths of RAM; their mean.",
+          mine, static_cast<uint64_t>(t.fragmentation * 1e6));
+  f.Gauge("tiercel_device_available", "1 while there is a device tier and it works.", mine,
+          t.has_device && t.device_why.empty() ? 1 : 0);
+  if (t.has_device) {
+    f.Gauge("tiercel_device_bytes", "Device memory allocated to records.", mine, t.device.used_bytes);
+    f.Gauge("tiercel_device_capacity_bytes", "Device memory for records.", mine, t.device.capacity_bytes);
+    f.Counter("tiercel_device_stored_total", "Records copied to the device.", mine, t.device.stored);
+    f.Counter("tiercel_device_loaded_total", "Records copied back.", mine, t.device.loaded);
+    f.Counter("tiercel_device_batches_total", "Batches of such copies.", mine, t.device.batches);
+    f.Counter("tiercel_evicted_from_device_total", "Records that left the device, and were in RAM no more.", mine, t.evicted_device);
+  }
   if (s.has_ssd) {
     f.Gauge("tiercel_ssd_available", "1 while the SSD tier works.", mine, s.ssd_available ? 1 : 0);
     f.Gauge("tiercel_ssd_bytes", "Bytes of live segments.", mine, t.ssd.used_bytes);

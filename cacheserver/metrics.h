@@ -20,6 +20,7 @@ struct NodeSnapshot {
   uint64_t sessions = 0;
   uint64_t view_epoch = 0;
   bool draining = false;
+  std::string device_why;  // Why there is no device tier; empty: there is one.
   std::vector<Shard::Stats> shards;
 
   uint64_t rss_outside_arena() const {

@@ -30,6 +30,8 @@ namespace fs = std::filesystem;
 
 constexpr Nanos kSessionSilence = 3 * kSecond;
 constexpr Nanos kShardAnswer = 2 * kSecond;
+constexpr Nanos kHandoverFlush = kSecond;
+constexpr Nanos kSuccessorStarts = 60 * kSecond;
 
 std::string ReadHostId() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
@@ -75,8 +77,9 @@ uint32_t NameSpaceId(std::string_view name) {
   return LoadLe<uint32_t>(hash.Finish().data()) | 1;  // Never 0: that means none.
 }
 
-Result<std::unique_ptr<Node>> Node::Start(const Config& config) {
+Result<std::unique_ptr<Node>> Node::Start(const Config& config, bool take_over) {
   auto node = std::unique_ptr<Node>(new Node(config));
+  if (take_over) TIERCEL_TRY(node->TakeOver());
   TIERCEL_TRY(node->StartAll());
   return node;
 }
@@ -127,10 +130,16 @@ Status Node::StartAll() {
   } else {
     offer_.kinds.push_back(TransportKind::kUcx);
   }
+  if (config_.numa == "auto") numa_ = ReadNumaNodes();
+  if (numa_.size() < 2) numa_.clear();  // One node is near everything.
   grpc_ = GrpcEdge::Make(*this);
   for (uint32_t i = 0; i < config_.shards; ++i) TIERCEL_TRY(StartShard(i));
   for (const auto& shard : shards_) {
-    threads_.emplace_back([raw = shard.get()] {
+    threads_.emplace_back([this, raw = shard.get()] {
+      if (!numa_.empty()) {
+        const Status bound = RunOn(numa_[raw->number() % numa_.size()].cores);
+        if (!bound) LogWarn("shard.numa", {{"shard", raw->number()}, {"why", bound.error().message}});
+      }
       pthread_setname_np(pthread_self(), fmt::format("shard-{}", raw->number()).c_str());
       raw->RunUntilStopped();
     });
@@ -149,12 +158,34 @@ Status Node::StartAll() {
     http_address_ = http_->address();
   }
   housekeeper_ = std::thread([this] { Housekeeping(); });
+  if (taken_over_) taken_over_->Confirm();
+  taken_over_.reset();
+  ListenForSuccessor();
   LogInfo("node.ready", {{"node", config_.node_id}, {"version", kVersion}, {"grpc", grpc_address_},
                          {"http", http_address_}, {"shards", shards_.size()},
                          {"host_memory", FormatBytes(config_.host_memory)},
+                         {"numa", numa_.empty() ? "one node" : fmt::format("{} nodes", numa_.size())},
+                         {"device", device_why_.empty() ? FormatBytes(config_.device_memory) : "off: " + device_why_},
                          {"ssd", config_.ssd_path.empty() ? "none" : config_.ssd_path},
                          {"ucx", config_.ucx_devices.empty() ? "off" : config_.ucx_devices}});
   return OkStatus();
+}
+
+// Null, and device_why_ says why, where there is none.
+std::unique_ptr<DeviceTier> Node::OpenDevice() {
+  if (config_.device_memory == 0) return nullptr;
+  DeviceMemory::Options options;
+  options.bytes = config_.device_memory / config_.shards;
+  options.device = static_cast<int>(config_.device_number);
+  auto memory = MakeCudaDeviceMemory(options);
+  if (!memory) {
+    device_why_ = memory.error().message;
+    LogWarn("device.off", {{"why", device_why_}});
+    return nullptr;
+  }
+  device_why_.clear();
+  LogInfo("device.on", {{"device", (*memory)->name()}, {"memory", FormatBytes((*memory)->bytes())}});
+  return std::make_unique<DeviceTier>(std::move(*memory));
 }
 
 Status Node::StartShard(uint32_t number) {
@@ -163,6 +194,7 @@ Status Node::StartShard(uint32_t number) {
   tiers.host.capacity_bytes = config_.host_memory / config_.shards;
   tiers.host.slab_bytes = config_.slab;
   tiers.host.populate = true;
+  if (!numa_.empty()) tiers.host.numa_node = numa_[number % numa_.size()].number;
   if (config_.huge_pages == "off") tiers.host.huge_pages = HostArena::HugePages::kOff;
   if (config_.huge_pages == "required") tiers.host.huge_pages = HostArena::HugePages::kRequired;
   tiers.fault_injection = config_.fault_injection;
@@ -191,7 +223,18 @@ Status Node::StartShard(uint32_t number) {
     }
     store = JoinDisks(std::move(stores), ssd.segment_bytes);
   }
-  TIERCEL_ASSIGN(auto stack, TierStack::Create(tiers, clock, std::move(store)));
+  tiers.verify_record = VerifyStored;
+  TIERCEL_ASSIGN(auto stack, TierStack::Create(tiers, clock, std::move(store), OpenDevice()));
+  if (taken_over_) {
+    ShardLeft left = std::move(taken_over_->shards()[number]);
+    const auto adopted = AdoptShard(*stack, number, static_cast<uint32_t>(config_.shards), std::move(left));
+    if (!adopted) {
+      LogWarn("takeover.cold", {{"shard", number}, {"why", adopted.error().message}});
+    } else {
+      LogInfo("takeover.adopted", {{"shard", number}, {"blocks", adopted->blocks}, {"bytes", FormatBytes(adopted->bytes)},
+                                   {"left_out", adopted->left_out}});
+    }
+  }
   Shard::Options options;
   options.number = number;
   options.max_sessions = static_cast<uint32_t>(config_.max_sessions);
@@ -433,6 +476,7 @@ NodeSnapshot Node::Snapshot() const {
   snapshot.uptime_seconds = static_cast<double>(Clock::Monotonic().Now() - started_) * 1e-9;
   ReadResident(&snapshot.rss_bytes, &snapshot.arena_resident_bytes);
   snapshot.draining = draining_;
+  snapshot.device_why = device_why_;
   {
     MutexLock lock(mutex_);
     snapshot.sessions = sessions_.size();
@@ -462,13 +506,61 @@ bool Node::ready(std::string* why) const {
   return true;
 }
 
+// ---- planned restart ---------------------------------------------------------------------------
+
+Status Node::TakeOver() {
+  const std::string path = RestartSocket(config_);
+  if (path.empty()) {
+    return Fail(Code::kFailedPrecondition, "take-over: restart.socket is off, or listen.grpc has no port of its own");
+  }
+  const HandoverTerms terms{static_cast<uint32_t>(config_.shards), config_.slab, kVersion};
+  Result<Handover> asked = Handover::Ask(path, terms, config_.drain + kSuccessorStarts);
+  if (asked) {
+    LogInfo("takeover.from", {{"version", asked->version()}});
+    taken_over_ = std::move(*asked);
+    return OkStatus();
+  }
+  // It runs and stays: two of them cannot serve.
+  const Code code = asked.error().code;
+  if (code == Code::kFailedPrecondition || code == Code::kPermissionDenied || code == Code::kInvalidArgument) {
+    return Fail(code, "take-over: " + asked.error().message);
+  }
+  LogWarn("takeover.cold", {{"why", asked.error().message}});
+  return OkStatus();
+}
+
+void Node::ListenForSuccessor() {
+  const std::string path = RestartSocket(config_);
+  if (path.empty()) return;
+  const HandoverTerms terms{static_cast<uint32_t>(shards_.size()), config_.slab, kVersion};
+  auto listening = HandoverServer::Listen(path, terms, [this] { RequestStop(); });
+  if (!listening) return LogWarn("handover.off", {{"why", listening.error().message}});
+  handover_ = std::move(*listening);
+}
+
+std::vector<ShardLeft> Node::LeaveShards() {
+  std::vector<ShardLeft> all;
+  for (const auto& shard : shards_) {
+    Result<ShardLeft> left = LeaveShard(shard->stack(), shard->number(), static_cast<uint32_t>(shards_.size()));
+    if (!left) {  // The successor is told nothing, and starts cold.
+      LogWarn("handover.lost", {{"why", left.error().message}});
+      return {};
+    }
+    all.push_back(std::move(*left));
+  }
+  return all;
+}
+
 // ---- the end -----------------------------------------------------------------------------------
 
 void Node::Drain() {
   if (draining_.exchange(true)) return;
   LogInfo("node.draining", {{"node", config_.node_id}});
+  // A successor gets what is in RAM: it is not worth a wait for the disk.
+  const bool handing_over = handover_ != nullptr && handover_->asked();
+  const Nanos patience = handing_over ? std::min(config_.drain, kHandoverFlush) : config_.drain;
   for (size_t i = 0; i < shards_.size(); ++i) {
-    const Status flushed = OnShardAsync(i, config_.drain, [](Shard& shard, std::function<void()> done) {
+    const Status flushed = OnShardAsync(i, patience, [](Shard& shard, std::function<void()> done) {
       shard.SetDraining();
       shard.stack().Flush([done](const Status&) { done(); });
     });
@@ -488,9 +580,17 @@ void Node::Stop() {
     (void)shard->Post([](Shard&) {});  // Wakes it.
   }
   for (std::thread& thread : threads_) thread.join();
+  const bool handing_over = handover_ != nullptr && handover_->asked();
+  std::vector<ShardLeft> left = handing_over ? LeaveShards() : std::vector<ShardLeft>();
   shards_.clear();
   grpc_.reset();
   disks_.clear();
+  if (!left.empty()) {
+    const Status taken = handover_->Send(std::move(left), kSuccessorStarts);
+    if (taken) LogInfo("handover.done", {{"node", config_.node_id}});
+    if (!taken) LogWarn("handover.lost", {{"why", taken.error().message}});
+  }
+  handover_.reset();
   if (!runtime_dir_.empty()) {
     std::error_code ignored;
     fs::remove_all(runtime_dir_, ignored);

@@ -2,10 +2,12 @@
 // sessions and the view. It wires and counts; it decides nothing about blocks.
 //
 //   Start(config) --> ready --> RequestStop (SIGTERM) --> Drain --> Stop
+//   Start(config, take over) --> what the process before had in RAM is here (cacheserver/handover.h)
 //
 // Ownership: owns everything of the process. Threads: every method from any thread, Stop once.
 // Errors of Start: as the part that failed said it: an address in use, a data folder in use or of
-// another format, a device that is not there.
+// another format, a device that is not there. Taking over: kFailedPrecondition: the running server
+// refuses; where none runs, or what it leaves is no good, the node starts cold and the log says why.
 #ifndef TIERCEL_CACHESERVER_NODE_H_
 #define TIERCEL_CACHESERVER_NODE_H_
 
@@ -14,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -22,16 +25,18 @@
 #include "base/result.h"
 #include "cacheserver/config.h"
 #include "cacheserver/demotion.h"
+#include "cacheserver/handover.h"
 #include "cacheserver/metrics.h"
 #include "cacheserver/shard.h"
+#include "cacheserver/version.h"
 #include "proto/types.h"
 #include "proto/view.h"
+#include "tiering/numa.h"
 #include "tiering/ssd_rocksdb.h"
 #include "transport/choose.h"
 
 namespace tiercel {
 
-inline constexpr char kVersion[] = "0.1.0";
 // Identifies a name space across restarts: the first four bytes of SHA-256 of its name.
 uint32_t NameSpaceId(std::string_view name);
 
@@ -40,7 +45,7 @@ class HttpEdge;
 
 class Node {
  public:
-  static Result<std::unique_ptr<Node>> Start(const Config& config);
+  static Result<std::unique_ptr<Node>> Start(const Config& config, bool take_over = false);
   ~Node();
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
@@ -100,6 +105,10 @@ class Node {
   explicit Node(const Config& config);
   Status StartAll();
   Status StartShard(uint32_t number);
+  std::unique_ptr<DeviceTier> OpenDevice();
+  Status TakeOver();
+  void ListenForSuccessor();
+  std::vector<ShardLeft> LeaveShards();
   void Housekeeping();
   Status ReadView();
 
@@ -118,6 +127,10 @@ class Node {
   Nanos started_ = 0;
   std::map<uint32_t, QualityClass> demote_to_;  // By name space.
   std::unique_ptr<Demotion> demotion_;          // Used by the disk's movers.
+  std::vector<NumaNode> numa_;      // Empty: shards go anywhere.
+  std::string device_why_ = "device.memory is 0";  // Why there is no device tier; empty: there is.
+  std::optional<Handover> taken_over_;  // While starting.
+  std::unique_ptr<HandoverServer> handover_;
   std::vector<std::unique_ptr<SsdDisk>> disks_;
   std::unique_ptr<GrpcEdge> grpc_;
   std::unique_ptr<HttpEdge> http_;

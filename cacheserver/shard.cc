@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <optional>
 #include <utility>
 
@@ -28,12 +27,6 @@ bool IsOnSsd(const TierStack& stack, uint32_t name_space, const BlockKey& key, Q
 }
 
 }  // namespace
-
-void LatencyHistogram::Add(Nanos duration) {
-  const auto micros = static_cast<uint64_t>(std::max<Nanos>(duration, 0) / kMicrosecond);
-  ++counts[std::min<size_t>(static_cast<size_t>(std::bit_width(micros)), kBuckets - 1)];
-  sum_seconds += static_cast<double>(duration) * 1e-9;
-}
 
 struct Shard::Request {
   FrameHeader header;  // As asked.
@@ -268,6 +261,7 @@ void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
   if (const Status parsed = DecodeChainMeta(meta, chain_); !parsed) {
     return Reject(*session.endpoint, header, parsed.error());
   }
+  stack_->Prefetch(chain_.keys);
   std::array<std::byte, kMaxKeys * kMatchEntryBytes> entries;
   std::byte* at = entries.data();
   const Prefer prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
@@ -766,6 +760,7 @@ void Shard::RunUntilStopped() {
   watch(inbox_.event_fd());
   for (const auto& transport : transports_) watch(transport->event_fd());
   if (stack_->ssd() != nullptr) watch(stack_->ssd()->event_fd());
+  if (stack_->device() != nullptr) watch(stack_->device()->event_fd());
   Nanos last_work = clock_.Now();
   while (!stop_.load(std::memory_order_acquire)) {
     if (RunOnce() > 0) {

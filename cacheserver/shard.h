@@ -32,19 +32,12 @@
 #include "base/clock.h"
 #include "base/inbox.h"
 #include "base/unique_function.h"
+#include "cacheserver/latency.h"
 #include "proto/frame.h"
 #include "tiering/tier_stack.h"
 #include "transport/transport.h"
 
 namespace tiercel {
-
-// Counts of durations by powers of two of microseconds: bucket i holds those under 2^i us.
-struct LatencyHistogram {
-  static constexpr int kBuckets = 24;
-  std::array<uint64_t, kBuckets> counts{};
-  double sum_seconds = 0;
-  void Add(Nanos duration);
-};
 
 class Shard final : public FrameSink {
  public:

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,9 +14,12 @@
 #include <utility>
 
 #include "base/check.h"
+#include "tiering/numa.h"
 
 namespace tiercel {
 namespace {
+
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
 
 struct Mapping {
   int fd = -1;
@@ -23,7 +27,7 @@ struct Mapping {
 };
 
 // A sealed memfd mapped for us alone to write: seals forbid any later writable map.
-Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge) {
+Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge, int numa_node) {
   const unsigned memfd_flags =
       MFD_CLOEXEC | MFD_ALLOW_SEALING | (huge ? MFD_HUGETLB | MFD_HUGE_2MB : 0u);
   const int fd = memfd_create(fmt::format("tiercel-slab-{}", id).c_str(), memfd_flags);
@@ -32,16 +36,19 @@ Result<Mapping> MapSlab(uint32_t id, uint64_t bytes, bool huge) {
   void* base = MAP_FAILED;
   const bool sized = ftruncate(fd, static_cast<off_t>(bytes)) == 0;
   if (sized) {
-    // Huge pages are reserved at map time; ordinary ones come as they are touched.
-    const int flags = MAP_SHARED | (huge ? MAP_POPULATE : 0);
-    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0);
+    // Huge pages are reserved at map time and come now; ordinary ones come as they are touched.
+    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (base != MAP_FAILED && numa_node >= 0) (void)PreferNode(base, bytes, numa_node);
+    if (base != MAP_FAILED && huge && madvise(base, bytes, MADV_POPULATE_WRITE) != 0) {
+      munmap(base, bytes);
+      base = MAP_FAILED;
+    }
   }
   if (base == MAP_FAILED) {
     const std::string why = std::strerror(errno);
     close(fd);
     return Fail(Code::kUnavailable, fmt::format("slab of {}: {}", FormatBytes(bytes), why));
   }
-  constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
   if (fcntl(fd, F_ADD_SEALS, kSeals) != 0) {
     const std::string why = std::strerror(errno);
     munmap(base, bytes);
@@ -80,7 +87,8 @@ Result<std::unique_ptr<HostArena>> HostArena::Create(const Options& options) {
   }
   auto arena = std::unique_ptr<HostArena>(new HostArena(options));
   if (options.huge_pages == HugePages::kRequired) {
-    TIERCEL_ASSIGN(const Mapping probe, MapSlab(0, options.slab_bytes, /*huge=*/true));
+    TIERCEL_ASSIGN(const Mapping probe,
+                   MapSlab(0, options.slab_bytes, /*huge=*/true, options.numa_node));
     munmap(probe.base, options.slab_bytes);
     close(probe.fd);
   }
@@ -92,6 +100,7 @@ HostArena::~HostArena() {
     if (slab.info.base == nullptr) continue;
     slab.toucher = {};
     if (listener_) listener_(slab.info, /*added=*/false);
+    if (leave_mapped_) continue;
     munmap(slab.info.base, slab.info.bytes);
     close(slab.info.memfd);
   }
@@ -115,10 +124,10 @@ Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
   const uint32_t id = next_slab_id_++;
   Result<Mapping> mapping = Fail(Code::kUnavailable, "no huge pages asked for");
   const bool try_huge = options_.huge_pages != HugePages::kOff;
-  if (try_huge) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true);
+  if (try_huge) mapping = MapSlab(id, options_.slab_bytes, /*huge=*/true, options_.numa_node);
   on_huge_pages_ = mapping.has_value();
   if (!mapping && options_.huge_pages != HugePages::kRequired) {
-    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false);
+    mapping = MapSlab(id, options_.slab_bytes, /*huge=*/false, options_.numa_node);
   }
   if (!mapping) {
     return Fail(Code::kResourceExhausted,
@@ -135,14 +144,63 @@ Status HostArena::FillSlab(uint32_t index, uint32_t name_space) {
   return OkStatus();
 }
 
+Result<uint32_t> HostArena::AdoptSlab(FileDescriptor memfd, uint32_t name_space) {
+  const auto refuse = [](std::string_view why) {
+    return Fail(Code::kInvalidArgument, fmt::format("slab to adopt: {}", why));
+  };
+  struct stat info {};
+  if (fstat(memfd.get(), &info) != 0) return refuse(std::strerror(errno));
+  if (static_cast<uint64_t>(info.st_size) != options_.slab_bytes) {
+    return refuse(fmt::format("of {} bytes, not {}", info.st_size, options_.slab_bytes));
+  }
+  // Without these it could shrink under a reader, or change.
+  const int seals = fcntl(memfd.get(), F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals) return refuse("not sealed");
+  if (slabs_.size() >= max_slabs_)
+    return Fail(Code::kResourceExhausted, "slab to adopt: no room for it");
+  void* base = mmap(nullptr, options_.slab_bytes, PROT_READ, MAP_SHARED, memfd.get(), 0);
+  if (base == MAP_FAILED) return refuse(std::strerror(errno));
+  slabs_.emplace_back();
+  Slab& slab = slabs_.back();
+  slab.index = static_cast<uint32_t>(slabs_.size() - 1);
+  slab.adopted = true;
+  slab.info = {next_slab_id_++, memfd.Release(), static_cast<std::byte*>(base), options_.slab_bytes,
+               name_space};
+  if (listener_) listener_(slab.info, /*added=*/true);
+  return slab.index;
+}
+
+bool HostArena::AdoptExtent(const Extent& extent) {
+  if (extent.slab >= slabs_.size() || !slabs_[extent.slab].adopted) return false;
+  auto& extents = slabs_[extent.slab].extents;
+  const auto after = extents.lower_bound(extent.offset);
+  if (after != extents.end() && after->first < extent.offset + extent.bytes) return false;
+  if (after != extents.begin()) {
+    const auto before = std::prev(after);
+    if (before->first + before->second.bytes > extent.offset) return false;
+  }
+  extents.emplace(extent.offset, Used{extent.bytes, nullptr});
+  used_bytes_ += extent.bytes;
+  return true;
+}
+
+void HostArena::DropIfEmpty(uint32_t slab) {
+  if (slabs_[slab].adopted && slabs_[slab].extents.empty()) Unmap(slabs_[slab]);
+}
+
 void HostArena::EmptySlab(Slab& slab) {
   RemoveRun(slab, slab.runs.begin());
+  Unmap(slab);
+}
+
+void HostArena::Unmap(Slab& slab) {
   if (listener_) listener_(slab.info, /*added=*/false);
   slab.toucher = {};
   munmap(slab.info.base, slab.info.bytes);
   close(slab.info.memfd);
   slab.info.base = nullptr;
   slab.info.memfd = -1;
+  slab.adopted = false;
 }
 
 Status HostArena::AdoptEmptySlab(uint32_t name_space) {
@@ -209,6 +267,10 @@ void HostArena::Free(const Extent& extent) {
   const auto used = slab.extents.find(offset);
   TIERCEL_CHECK(used != slab.extents.end() && used->second.bytes == bytes);  // Else freed twice.
   slab.extents.erase(used);
+  if (slab.adopted) {
+    used_bytes_ -= bytes;
+    return DropIfEmpty(extent.slab);
+  }
   auto next = slab.runs.lower_bound(offset);
   if (next != slab.runs.end() && next->first == offset + bytes) {
     bytes += next->second;
@@ -236,6 +298,7 @@ void HostArena::SetOwner(const Extent& extent, Block* owner) {
 
 HostArena::Neighbour HostArena::Before(uint32_t slab, uint64_t offset) const {
   const Slab& in = slabs_[slab];
+  if (in.adopted) return {};
   if (auto run = in.runs.lower_bound(offset); run != in.runs.begin()) {
     --run;
     if (run->first + run->second == offset) return {run->first, run->second, true, nullptr};
@@ -249,6 +312,7 @@ HostArena::Neighbour HostArena::Before(uint32_t slab, uint64_t offset) const {
 
 HostArena::Neighbour HostArena::After(uint32_t slab, uint64_t offset) const {
   const Slab& in = slabs_[slab];
+  if (in.adopted) return {};
   if (const auto run = in.runs.find(offset); run != in.runs.end()) {
     return {run->first, run->second, true, nullptr};
   }

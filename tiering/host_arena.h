@@ -8,10 +8,15 @@
 // only. Slabs are made when they are first needed; an empty one makes way for another name space
 // with a memfd of its own, since a client may still have the old one mapped.
 //
+// A slab of a process before this one is adopted: mapped read-only, since its seals forbid more,
+// with the extents that are still good. Nothing is allocated in it; its memory goes with its last
+// extent.
+//
 // Invariants
 //   Extents never overlap. Free bytes are kept as maximal runs and found best-fit: the smallest run
 //   that is large enough, lowest address first.
-//   used_bytes() + the runs' bytes == slab bytes made so far <= capacity.
+//   used_bytes() + the runs' bytes == bytes of slabs made so far <= capacity (adopted slabs aside,
+//   whose gaps are no runs).
 //   An extent has the owner that was last set for it; none until then.
 //
 // Ownership: the arena owns the slabs and their memfds; an extent is a number that its holder
@@ -19,7 +24,9 @@
 // thread of the arena's own touches pages of a new slab, and is joined before the slab goes.
 // Errors: kResourceExhausted: no run is large enough (evict and try again), or the kernel gives no
 // more memory, which the message says. kInvalidArgument: a size of zero or over a slab. Create:
-// kInvalidArgument for options, kUnavailable when the kernel gives none.
+// kInvalidArgument for options, kUnavailable when the kernel gives none. AdoptSlab:
+// kInvalidArgument: not a slab of this size, or not sealed as one; kResourceExhausted: no room for
+// it.
 #ifndef TIERCEL_TIERING_HOST_ARENA_H_
 #define TIERCEL_TIERING_HOST_ARENA_H_
 
@@ -34,6 +41,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/file_descriptor.h"
 #include "base/result.h"
 #include "base/units.h"
 
@@ -69,6 +77,7 @@ class HostArena {
     // A thread touches a new slab's ordinary pages ahead of their use: the first touch of 64 KiB
     // costs as much as its copy.
     bool populate = false;
+    int numa_node = -1;  // Where its memory comes from while that has any; -1: anywhere.
   };
   // Told of every slab that appears (added) and of one that leaves a name space (not added), before
   // any of its bytes are used otherwise.
@@ -80,6 +89,16 @@ class HostArena {
   HostArena& operator=(const HostArena&) = delete;
 
   void SetSlabListener(SlabListener listener);  // Called at once for the slabs there are.
+
+  // A slab of another process, before any of its extents; returns its place.
+  Result<uint32_t> AdoptSlab(FileDescriptor memfd, uint32_t name_space);
+  // False: it overlaps another, or the slab is not an adopted one.
+  bool AdoptExtent(const Extent& extent);
+  bool adopted(uint32_t slab) const { return slabs_[slab].adopted; }
+  // Lets go of an adopted slab if no extent is left in it.
+  void DropIfEmpty(uint32_t slab);
+  // The process ends soon: its slabs stay mapped until then. Unmapping gigabytes takes seconds.
+  void LeaveMapped() { leave_mapped_ = true; }
 
   Result<Extent> Allocate(uint64_t bytes, uint32_t name_space);
   void Free(const Extent& extent);
@@ -107,11 +126,14 @@ class HostArena {
     bool free = false;
     Block* owner = nullptr;
   };
+  // Of an adopted slab: always its end, since nothing becomes of its holes.
   Neighbour Before(uint32_t slab, uint64_t offset) const;  // The one that ends at offset.
   Neighbour After(uint32_t slab, uint64_t offset) const;   // The one that begins there.
 
   uint32_t slabs() const { return static_cast<uint32_t>(slabs_.size()); }
   uint32_t slab_owner(uint32_t slab) const { return slabs_[slab].info.name_space; }
+  const SlabInfo& slab(uint32_t slab) const { return slabs_[slab].info; }
+  bool slab_in_use(uint32_t slab) const { return !slabs_[slab].extents.empty(); }
   // Owners of all extents of a slab; null for those without.
   template <class Fn>
   void ForEachExtent(uint32_t slab, Fn&& fn) const {
@@ -126,6 +148,7 @@ class HostArena {
   struct Slab {
     SlabInfo info;  // base null: its memory went and no other could be had.
     std::jthread toucher;
+    bool adopted = false;
     uint32_t index = 0;
     std::map<uint64_t, uint64_t> runs;  // offset -> bytes
     std::map<uint64_t, Used> extents;   // offset ->
@@ -136,6 +159,7 @@ class HostArena {
   Status MakeSlab(uint32_t name_space);
   Status FillSlab(uint32_t index, uint32_t name_space);
   void EmptySlab(Slab& slab);
+  void Unmap(Slab& slab);
   Status AdoptEmptySlab(uint32_t name_space);
   void AddRun(Slab& slab, uint64_t offset, uint64_t bytes);
   void RemoveRun(Slab& slab, std::map<uint64_t, uint64_t>::iterator run);
@@ -143,6 +167,7 @@ class HostArena {
   const Options options_;
   const uint64_t max_slabs_;
   bool on_huge_pages_ = false;
+  bool leave_mapped_ = false;
   uint64_t used_bytes_ = 0;
   uint32_t next_slab_id_ = 0;
   std::vector<Slab> slabs_;

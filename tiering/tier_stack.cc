@@ -18,6 +18,11 @@ namespace {
 constexpr uint32_t kMaxLooks = 1024;
 constexpr uint32_t kMaxLooksWhenCold = 64;
 
+Tier TierOf(const BlockIndex::Found& found) {
+  if (found.block != nullptr && found.block->host) return Tier::kHost;
+  return found.block != nullptr && found.block->device ? Tier::kDevice : Tier::kSsd;
+}
+
 }  // namespace
 
 // ---- handles -----------------------------------------------------------------------------------
@@ -72,21 +77,24 @@ struct TierStack::Waiting {
 };
 
 Result<std::unique_ptr<TierStack>> TierStack::Create(const Options& options, const Clock& clock,
-                                                     std::unique_ptr<SsdStore> ssd) {
+                                                     std::unique_ptr<SsdStore> ssd,
+                                                     std::unique_ptr<DeviceTier> device) {
   TIERCEL_ASSIGN(auto arena, HostArena::Create(options.host));
-  auto stack =
-      std::unique_ptr<TierStack>(new TierStack(options, clock, std::move(arena), std::move(ssd)));
+  auto stack = std::unique_ptr<TierStack>(
+      new TierStack(options, clock, std::move(arena), std::move(ssd), std::move(device)));
   if (stack->ssd_ != nullptr) {
     TIERCEL_ASSIGN(const std::vector<SsdEntry> entries, stack->ssd_->Recover());
-    stack->Adopt(entries);
+    stack->Index(entries);
     stack->ssd_->SetDropListener([raw = stack.get()](const std::vector<SsdEntry>& dropped) {
       for (const SsdEntry& entry : dropped) {
-        Block* block = raw->index_.Find(entry.key, entry.quality != QualityClass::kExact);
-        if (block == nullptr || block->ssd != entry.where) continue;  // Stored anew since.
-        block->ssd = {};
-        if (block->host || block->reading) continue;
+        const auto found = raw->index_.Find(entry.key, entry.quality != QualityClass::kExact);
+        if (!found || found.ssd != entry.where) continue;  // Stored anew since.
+        if (found.block != nullptr) {
+          found.block->ssd = {};
+          continue;
+        }
         ++raw->stats_.evicted;
-        raw->Forget(block, MissReason::kEvicted);
+        raw->Forget(found, MissReason::kEvicted);
       }
     });
   }
@@ -94,11 +102,12 @@ Result<std::unique_ptr<TierStack>> TierStack::Create(const Options& options, con
 }
 
 TierStack::TierStack(const Options& options, const Clock& clock, std::unique_ptr<HostArena> arena,
-                     std::unique_ptr<SsdStore> ssd)
+                     std::unique_ptr<SsdStore> ssd, std::unique_ptr<DeviceTier> device)
     : options_(options),
       clock_(clock),
       arena_(std::move(arena)),
       ssd_(std::move(ssd)),
+      device_(std::move(device)),
       index_(options.max_ghosts) {
   policy_ =
       options.make_policy ? options.make_policy(options.seed) : std::make_unique<TailFirstLru>();
@@ -109,64 +118,63 @@ TierStack::~TierStack() {
   TIERCEL_CHECK(pins_ == 0 && reserved_ == 0);
 }
 
-void TierStack::Adopt(const std::vector<SsdEntry>& entries) {
+void TierStack::Index(const std::vector<SsdEntry>& entries) {
   // What was cleared holds no entry any more, yet its generations are spent.
   next_generation_ = std::max(next_generation_, ssd_->last_generation() + 1);
   for (const SsdEntry& entry : entries) {
     next_generation_ = std::max(next_generation_, entry.generation + 1);
-    Block* block = index_.Find(entry.key, entry.quality != QualityClass::kExact);
-    if (block == nullptr) {
-      index_.Insert(entry);
-    } else if (entry.generation > block->generation) {
-      (void)index_.Remove(block);
-      index_.Insert(entry);
-    }
+    const auto found = index_.Find(entry.key, entry.quality != QualityClass::kExact);
+    if (found && entry.generation <= index_.Entry(found).generation) continue;
+    if (found) (void)index_.Remove(found);
+    index_.InsertCold(entry);
   }
 }
 
 // ---- looking -----------------------------------------------------------------------------------
 
-Block* TierStack::Select(uint32_t name_space, const BlockKey& key, QualityClass min_class,
-                         Prefer prefer, MissReason* reason) const {
-  Block* exact = index_.Find(key, /*lossy=*/false);
-  Block* lossy = index_.Find(key, /*lossy=*/true);
-  if (exact != nullptr && exact->name_space != name_space) exact = nullptr;
-  if (lossy != nullptr && lossy->name_space != name_space) lossy = nullptr;
-  if (lossy != nullptr && lossy->quality > min_class) {
-    if (exact == nullptr) *reason = MissReason::kOtherClass;
-    lossy = nullptr;
-    if (exact == nullptr) return nullptr;
+BlockIndex::Found TierStack::Select(uint32_t name_space, const BlockKey& key,
+                                    QualityClass min_class, Prefer prefer,
+                                    MissReason* reason) const {
+  BlockIndex::Found exact = index_.Find(key, /*lossy=*/false);
+  BlockIndex::Found lossy = index_.Find(key, /*lossy=*/true);
+  if (exact && exact.name_space != name_space) exact = {};
+  if (lossy && lossy.name_space != name_space) lossy = {};
+  if (lossy && lossy.quality > min_class) {
+    if (!exact) *reason = MissReason::kOtherClass;
+    lossy = {};
+    if (!exact) return {};
   }
-  if (exact == nullptr && lossy == nullptr) {
+  if (!exact && !lossy) {
     *reason = index_.WhyAbsent(key);
     if (*reason == MissReason::kNeverSeen && options_.explain_absent) {
       const MissReason better = options_.explain_absent(name_space, key);
       if (better != MissReason::kNone) *reason = better;
     }
-    return nullptr;
+    return {};
   }
-  if (exact != nullptr && lossy != nullptr) {
-    const bool smaller = prefer == Prefer::kSmall && lossy->record_bytes < exact->record_bytes;
+  if (exact && lossy) {
+    const bool smaller = prefer == Prefer::kSmall && lossy.record_bytes < exact.record_bytes;
     return smaller ? lossy : exact;
   }
-  return exact != nullptr ? exact : lossy;
+  return exact ? exact : lossy;
 }
 
 MatchEntry TierStack::Lookup(uint32_t name_space, const BlockKey& key, QualityClass min_class,
                              Prefer prefer) const {
   MatchEntry entry;
-  const Block* block = Select(name_space, key, min_class, prefer, &entry.reason);
-  if (block == nullptr) return entry;
-  entry.tier = block->host ? Tier::kHost : Tier::kSsd;
-  entry.quality = block->quality;
-  entry.record_bytes = block->record_bytes;
+  const BlockIndex::Found found = Select(name_space, key, min_class, prefer, &entry.reason);
+  if (!found) return entry;
+  entry.tier = TierOf(found);
+  entry.quality = found.quality;
+  entry.record_bytes = found.record_bytes;
   return entry;
 }
 
 void TierStack::Touch(uint32_t name_space, const std::vector<BlockKey>& keys) {
+  index_.Prefetch(keys);
   for (auto key = keys.rbegin(); key != keys.rend(); ++key) {
     for (const bool lossy : {true, false}) {
-      Block* block = index_.Find(*key, lossy);
+      Block* block = index_.Find(*key, lossy).block;
       if (block == nullptr || block->name_space != name_space || !policy_->Holds(*block)) continue;
       policy_->Touch(*block);
     }
@@ -185,7 +193,7 @@ void TierStack::Answer(Block* block, FetchDone& done, Tier tier) {
   ++block->pins;
   ++pins_;
   ++block->hits;
-  ++(tier == Tier::kHost ? stats_.hits_host : stats_.hits_ssd);
+  ++(tier == Tier::kHost ? stats_.hits_host : tier == Tier::kDevice ? stats_.hits_device : stats_.hits_ssd);
   Fetched fetched;
   fetched.pin = Pin(this, block);
   fetched.tier = tier;
@@ -195,23 +203,33 @@ void TierStack::Answer(Block* block, FetchDone& done, Tier tier) {
 void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptions& options,
                       FetchDone done) {
   MissReason reason = MissReason::kUnknown;
-  Block* block = Select(name_space, key, options.min_class, options.prefer, &reason);
-  if (block != nullptr && block->host && !block->reading) return Answer(block, done, Tier::kHost);
-  if (block == nullptr) return AnswerMiss(done, reason);
+  const BlockIndex::Found found = Select(name_space, key, options.min_class, options.prefer, &reason);
+  Block* block = found.block;
+  if (block != nullptr && block->host && !block->reading) {
+    if (VerifyAdopted(block)) return Answer(block, done, Tier::kHost);
+    return found.ssd ? Fetch(name_space, key, options, std::move(done)) : AnswerMiss(done, MissReason::kCorrupt);
+  }
+  if (!found) return AnswerMiss(done, reason);
   if (options.deadline <= clock_.Now()) return AnswerMiss(done, MissReason::kDeadline);
   next_deadline_ = std::min(next_deadline_, options.deadline);
-  if (block->reading) {
+  if (block != nullptr && block->reading) {
     ++stats_.reads_shared;
     block->transient = block->transient && !options.promote;
     reading_[block]->fetches.push_back({std::move(done), options.deadline});
     return;
   }
-  if (ssd_ == nullptr || reading_.size() >= options_.max_waiting_fetches) {
+  if ((block == nullptr && ssd_ == nullptr) || reading_.size() >= options_.max_waiting_fetches) {
     return AnswerMiss(done, MissReason::kBusy);
   }
-  // Making room forgets blocks that are in RAM only, so never this one.
-  Result<Extent> extent = AllocateEvicting(block->record_bytes, name_space);
-  if (!extent) return AnswerMiss(done, MissReason::kBusy);
+  // Making room forgets blocks that are in RAM only, so never one on SSD; and on the device none that
+  // is being read.
+  if (block != nullptr) block->reading = true;
+  Result<Extent> extent = AllocateEvicting(found.record_bytes, name_space);
+  if (!extent) {
+    if (block != nullptr) block->reading = false;
+    return AnswerMiss(done, MissReason::kBusy);
+  }
+  if (block == nullptr) block = index_.Warm(found);
   block->host = *extent;
   block->reading = true;
   block->transient = !options.promote;
@@ -240,9 +258,10 @@ void TierStack::ExpireFetches() {
 }
 
 void TierStack::StartRead(Block* block) {
-  const Status started =
-      ssd_->Read(block->EntryOnSsd(), {arena_->data(block->host), block->record_bytes},
-                 [this, block](Status status) { FinishRead(block, std::move(status)); });
+  const MutableByteSpan room(arena_->data(block->host), block->record_bytes);
+  auto done = [this, block](Status status) { FinishRead(block, std::move(status)); };
+  const Status started = block->device ? device_->Load(block->device, room, std::move(done))
+                                       : ssd_->Read(block->EntryOnSsd(), room, std::move(done));
   if (!started) FinishRead(block, tl::unexpected<Error>(started.error()));
 }
 
@@ -252,11 +271,12 @@ void TierStack::FinishRead(Block* block, Status status) {
   std::vector<Waiting::One> fetches = std::move(found->second->fetches);
   reading_.erase(found);
   block->reading = false;
+  const Tier tier = block->device ? Tier::kDevice : Tier::kSsd;
   if (status && !block->doomed) {
     EnterRam(block);
     ++block->pins;  // Over the answers: the last fetcher may let go at once.
     ++pins_;
-    for (Waiting::One& one : fetches) Answer(block, one.done, Tier::kSsd);
+    for (Waiting::One& one : fetches) Answer(block, one.done, tier);
     Unpin(block);
     return;
   }
@@ -265,11 +285,16 @@ void TierStack::FinishRead(Block* block, Status status) {
   if (block->doomed) {
     reason = index_.WhyAbsent(block->key);
     if (reason == MissReason::kNeverSeen) reason = MissReason::kEvicted;
+    if (block->device) LeaveDevice(block);
     delete block;
   } else if (status.error().code == Code::kResourceExhausted ||
              status.error().code == Code::kUnavailable) {
-    reason = MissReason::kBusy;  // The block stays: the disk may come back.
-    if (!block->ssd) Forget(block, MissReason::kEvicted);
+    // The block stays: the disk may come back, and the device was only busy.
+    reason = MissReason::kBusy;
+    if (block->device && !device_->available()) LeaveDevice(block);
+    if (!block->device) {
+      block->ssd ? index_.Cool(block) : Forget(block, MissReason::kEvicted);
+    }
   } else {
     if (status.error().code == Code::kDataLoss) {
       reason = MissReason::kCorrupt;
@@ -287,7 +312,7 @@ void TierStack::Unpin(Block* block) {
   if (block->doomed) {
     arena_->Free(block->host);
     delete block;
-  } else if (block->transient && block->ssd) {
+  } else if (block->transient && (block->ssd || block->device)) {
     DropHostCopy(block);
   } else {
     policy_->Unpinned(*block);
@@ -298,12 +323,12 @@ void TierStack::Unpin(Block* block) {
 
 Result<Reservation> TierStack::Reserve(const PutInfo& info, uint64_t record_bytes) {
   for (const bool lossy : {false, true}) {
-    const Block* present = index_.Find(info.key, lossy);
-    if (present == nullptr) continue;
-    if (present->name_space != info.name_space) {
+    const BlockIndex::Found present = index_.Find(info.key, lossy);
+    if (!present) continue;
+    if (present.name_space != info.name_space) {
       return Fail(Code::kPermissionDenied, "this key belongs to another name space");
     }
-    if (present->quality <= info.quality) {
+    if (present.quality <= info.quality) {
       ++stats_.put_duplicates;
       return Fail(Code::kAlreadyExists, "an equal or better record is here");
     }
@@ -335,18 +360,17 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   SsdEntry& entry = reservation.entry_;
   const bool lossy = entry.quality != QualityClass::kExact;
   for (const bool other : {false, true}) {
-    const Block* present = index_.Find(entry.key, other);
-    if (present == nullptr) continue;
-    if (present->name_space != entry.name_space) {
+    const BlockIndex::Found present = index_.Find(entry.key, other);
+    if (!present) continue;
+    if (present.name_space != entry.name_space) {
       return Fail(Code::kPermissionDenied, "this key belongs to another name space");
     }
-    if (present->quality <= entry.quality) {
+    if (present.quality <= entry.quality) {
       ++stats_.put_duplicates;
       return Fail(Code::kAlreadyExists, "an equal or better record is here");
     }
   }
-  if (Block* worse = index_.Find(entry.key, lossy); worse != nullptr)
-    Forget(worse, MissReason::kNone);
+  if (const auto worse = index_.Find(entry.key, lossy)) Forget(worse, MissReason::kNone);
   entry.raw_bytes = raw_bytes;
   entry.generation = next_generation_++;
   Block* block = index_.Insert(entry);
@@ -410,10 +434,10 @@ Status TierStack::Written(Block* block, const SsdEntry& stored) {
     block->ssd = stored.where;
     block->ssd_bytes = stored.record_bytes;
   } else if (!block->doomed) {
-    Block* lossy = index_.Find(block->key, /*lossy=*/true);
-    if (lossy != nullptr && lossy->quality <= stored.quality) return OkStatus();  // As good is here.
-    if (lossy != nullptr) Forget(lossy, MissReason::kNone);
-    index_.Insert(stored);
+    const BlockIndex::Found lossy = index_.Find(block->key, /*lossy=*/true);
+    if (lossy && lossy.quality <= stored.quality) return OkStatus();  // As good is here.
+    if (lossy) Forget(lossy, MissReason::kNone);
+    index_.InsertCold(stored);
     ++stats_.demoted;
   }
   if (block->doomed) return Fail(Code::kAborted, "forgotten while it was being written");
@@ -428,6 +452,7 @@ void TierStack::EnterRam(Block* block) {
   // A run is placed and found as one; across runs nothing is promised.
   block->counted = block->chain_index % kBlocksPerRun != 0;
   if (block->counted) index_.ChildEntered(block->parent);
+  DemoteAhead(block->name_space);
 }
 
 void TierStack::LeaveRam(Block* block) {
@@ -453,6 +478,7 @@ Result<Extent> TierStack::AllocateEvicting(uint64_t bytes, uint32_t name_space) 
 // Makes some room; false: there is none to be made.
 bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
   const auto fits = [this, bytes](const Block& block) {
+    if (arena_->adopted(block.host.slab)) return false;
     uint64_t hole = block.host.bytes;
     const auto before = arena_->Before(block.host.slab, block.host.offset);
     const auto after = arena_->After(block.host.slab, block.host.offset + block.host.bytes);
@@ -461,10 +487,12 @@ bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
     return hole >= bytes;
   };
   Block* victim = policy_->Victim(name_space, fits);
-  if (victim == nullptr) return TakeSlab(name_space, UINT64_MAX);
+  if (victim == nullptr) return TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/true);
+  // In an adopted slab there is no room before all of it is empty.
+  if (arena_->adopted(victim->host.slab) && TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/true)) return true;
   if (evicted_since_look_ >= arena_->options().slab_bytes) {
     evicted_since_look_ = 0;
-    if (TakeSlab(name_space, victim->stamp)) return true;
+    if (TakeSlab(name_space, victim->stamp, /*own_adopted=*/false)) return true;
   }
   if (fits(*victim) || !MakeHole(name_space, bytes)) DropHostCopy(victim);
   return true;
@@ -487,6 +515,7 @@ bool TierStack::MakeHole(uint32_t name_space, uint64_t bytes) {
   uint32_t looks = 0;
   policy_->VisitColdest(name_space, [&](Block& seed) {
     if (seed.stamp >= hottest) return false;
+    if (arena_->adopted(seed.host.slab)) return true;
     const uint64_t its_hottest = GrowHole(&seed, bytes, hottest, &hole, &looks);
     if (its_hottest < hottest) {
       hottest = its_hottest;
@@ -546,12 +575,13 @@ uint64_t TierStack::GrowHole(Block* seed, uint64_t bytes, uint64_t used_before,
   return hottest;
 }
 
-// Empties the slab of another name space whose blocks were used longest ago, on average, if that
-// was before used_before. The arena then gives its memory to who asks.
-bool TierStack::TakeSlab(uint32_t name_space, uint64_t used_before) {
+// Empties the slab of another name space, or with own_adopted an adopted one of its own, whose blocks
+// were used longest ago, on average, if that was before used_before. The arena then gives its memory
+// to who asks.
+bool TierStack::TakeSlab(uint32_t name_space, uint64_t used_before, bool own_adopted) {
   std::optional<uint32_t> oldest;
   for (uint32_t slab = 0; slab < arena_->slabs(); ++slab) {
-    if (arena_->slab_owner(slab) == name_space) continue;
+    if (arena_->slab_owner(slab) == name_space && !(own_adopted && arena_->adopted(slab))) continue;
     uint64_t blocks = 0;
     double stamps = 0;
     bool can_go = true;
@@ -581,16 +611,18 @@ void TierStack::DropHostCopy(Block* block) {
   arena_->Free(std::exchange(block->host, {}));
   block->transient = false;
   ++stats_.evicted_host;
+  if (block->device) return;
   if (!block->ssd) {
     ++stats_.evicted;
     return Forget(block, MissReason::kEvicted);
   }
-  index_.LeftRam(block);
+  index_.Cool(block);
 }
 
 void TierStack::Forget(Block* block, MissReason why) {
   LeaveRam(block);
   if (why != MissReason::kNone) index_.Remember(block->key, why);
+  if (block->device && !block->reading) LeaveDevice(block);
   std::unique_ptr<Block> gone = index_.Remove(block);
   if (gone->reading || gone->pins > 0) {
     gone->doomed = true;
@@ -600,31 +632,38 @@ void TierStack::Forget(Block* block, MissReason why) {
   if (gone->host) arena_->Free(gone->host);
 }
 
+void TierStack::Forget(const BlockIndex::Found& found, MissReason why) {
+  if (found.block != nullptr) return Forget(found.block, why);
+  if (why != MissReason::kNone) index_.Remember(index_.Entry(found).key, why);
+  (void)index_.Remove(found);
+}
+
 void TierStack::MarkCorrupt(const BlockKey& key) {
   for (const bool lossy : {false, true}) {
-    Block* block = index_.Find(key, lossy);
-    if (block == nullptr) continue;
+    const BlockIndex::Found found = index_.Find(key, lossy);
+    if (!found) continue;
     ++stats_.corrupt;
-    Forget(block, MissReason::kCorrupt);
+    Forget(found, MissReason::kCorrupt);
   }
 }
 
 Result<uint64_t> TierStack::Clear(uint32_t name_space, const Scope& scope) {
   const bool every_scope = scope == Scope{};
-  std::vector<Block*> cleared;
-  index_.ForEach([&](Block* block) {
-    if (block->name_space == name_space && (every_scope || block->scope == scope))
-      cleared.push_back(block);
+  std::vector<BlockIndex::Found> cleared;
+  index_.ForEach([&](const BlockIndex::Found& found) {
+    if (found.name_space != name_space) return;
+    if (every_scope || index_.Entry(found).scope == scope) cleared.push_back(found);
   });
   if (ssd_ != nullptr) TIERCEL_TRY(ssd_->Clear(name_space, scope, next_generation_ - 1));
-  for (Block* block : cleared) Forget(block, MissReason::kCleared);
+  for (const BlockIndex::Found& found : cleared) Forget(found, MissReason::kCleared);
   return cleared.size();
 }
 
 // ---- the rest ----------------------------------------------------------------------------------
 
 size_t TierStack::Poll() {
-  const size_t happened = ssd_ == nullptr ? 0 : ssd_->Poll();
+  size_t happened = ssd_ == nullptr ? 0 : ssd_->Poll();
+  if (device_ != nullptr) happened += device_->Poll();
   ExpireFetches();
   return happened;
 }
@@ -639,6 +678,7 @@ void TierStack::Flush(DurableDone done) {
 }
 
 void TierStack::Shutdown(Nanos timeout) {
+  if (device_ != nullptr) device_->Shutdown();
   if (ssd_ == nullptr) return;
   ssd_->Shutdown(timeout);
   ssd_.reset();
@@ -651,7 +691,7 @@ TierStack::Stats TierStack::stats() const {
   stats.host_bytes = arena_->used_bytes();
   stats.host_capacity = arena_->capacity_bytes();
   stats.pinned = pins_;
-  stats.index_bytes = index_.memory_bytes();
+  stats.index = index_.memory();
   stats.record_bytes = index_.record_bytes();
   stats.raw_bytes = index_.raw_bytes();
   stats.host_blocks = policy_->size();
@@ -662,6 +702,11 @@ TierStack::Stats TierStack::stats() const {
                           static_cast<double>(stats.host_capacity);
   }
   if (ssd_ != nullptr) stats.ssd = ssd_->stats();
+  stats.has_device = device_ != nullptr;
+  if (device_ != nullptr) {
+    stats.device = device_->stats();
+    stats.device_why = device_->why();
+  }
   return stats;
 }
 
@@ -669,10 +714,11 @@ std::vector<TierStack::Described> TierStack::Describe(uint32_t name_space,
                                                       const BlockKey& key) const {
   std::vector<Described> found;
   for (const bool lossy : {false, true}) {
-    const Block* block = index_.Find(key, lossy);
-    if (block == nullptr || block->name_space != name_space) continue;
-    found.push_back(
-        {block->host ? Tier::kHost : Tier::kSsd, block->Entry(), block->pins, block->hits});
+    const BlockIndex::Found record = index_.Find(key, lossy);
+    if (!record || record.name_space != name_space) continue;
+    const Block* block = record.block;
+    found.push_back({TierOf(record), index_.Entry(record),
+                     block != nullptr ? block->pins : 0, index_.Hits(record)});
   }
   return found;
 }
@@ -681,14 +727,20 @@ Status TierStack::CorruptForTest(const BlockKey& key, uint64_t bit, Tier where) 
   if (!options_.fault_injection) {
     return Fail(Code::kPermissionDenied, "this node runs without fault injection");
   }
-  Block* block = index_.Find(key, /*lossy=*/false);
-  if (block == nullptr) block = index_.Find(key, /*lossy=*/true);
-  if (block == nullptr) return Fail(Code::kNotFound, "no such block");
+  BlockIndex::Found found = index_.Find(key, /*lossy=*/false);
+  if (!found) found = index_.Find(key, /*lossy=*/true);
+  if (!found) return Fail(Code::kNotFound, "no such block");
+  Block* block = found.block;
   if (where == Tier::kSsd) {
-    if (ssd_ == nullptr || !block->ssd) return Fail(Code::kNotFound, "the block is not on SSD");
-    return ssd_->CorruptForTest(block->EntryOnSsd(), bit);
+    if (ssd_ == nullptr || !found.ssd) return Fail(Code::kNotFound, "the block is not on SSD");
+    return ssd_->CorruptForTest(block != nullptr ? block->EntryOnSsd() : index_.Entry(found), bit);
   }
-  if (!block->host || block->reading) return Fail(Code::kNotFound, "the block is not in RAM");
+  if (block == nullptr || !block->host || block->reading) {
+    return Fail(Code::kNotFound, "the block is not in RAM");
+  }
+  if (arena_->adopted(block->host.slab)) {
+    return Fail(Code::kFailedPrecondition, "the block came from the process before this one: its slab is read-only");
+  }
   arena_->data(block->host)[bit / 8 % block->record_bytes] ^=
       static_cast<std::byte>(1u << (bit % 8));
   return OkStatus();

@@ -1,5 +1,5 @@
 // TierStack is a shard's blocks: which are here, in which tier, who holds them, and which are
-// forgotten next. The only class that knows two tiers.
+// forgotten next. The only class that knows more than one tier.
 //
 //   Reserve --> fill --> (caller verifies) --> Publish --> in RAM --> written behind to SSD
 //   Lookup: what is here, nothing changes      Fetch: a Pin, from RAM now or from SSD at a later
@@ -8,6 +8,9 @@
 //
 // A key holds at most one exact and one lossy record. A better class is always admitted, an equal
 // or worse one of the same kind is told kAlreadyExists.
+//
+// Where there is a device tier, blocks that are next to leave RAM are copied there ahead of that, and
+// come back from there; a Pin is to RAM all the same.
 //
 // A name space evicts its own blocks; from another it takes a whole slab at a time, and only one
 // that was used longer ago than its own coldest block, or when it has nothing of its own that can
@@ -23,7 +26,7 @@
 //   where Publish was given a `durable`. A block of another name space is as absent as one that was
 //   never stored. Stats().misses is the sum over its reasons.
 //
-// Ownership: the stack owns arena, index and store. Reservations and Pins borrow it, are move-only,
+// Ownership: the stack owns arena, index, store and device. Reservations and Pins borrow it, are move-only,
 // and are given back on the owner's thread. Threads: the shard's owner alone; callbacks run inside
 // Poll, Fetch or Shutdown. Errors: named at each call.
 #ifndef TIERCEL_TIERING_TIER_STACK_H_
@@ -32,8 +35,10 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -45,12 +50,14 @@
 #include "proto/frame.h"
 #include "proto/types.h"
 #include "tiering/block_index.h"
+#include "tiering/device_tier.h"
 #include "tiering/eviction.h"
 #include "tiering/host_arena.h"
 #include "tiering/ssd_store.h"
 
 namespace tiercel {
 
+struct SnapshotRecord;
 class TierStack;
 
 // Keeps one record in RAM, where it is, while it lives.
@@ -107,6 +114,8 @@ class TierStack {
     // Asked about a key that was never seen here, by one who knows more about keys than their bytes
     // (the scopes that an engine hash is stored under, say); empty, or kNone: never_seen it is.
     std::function<MissReason(uint32_t name_space, const BlockKey& key)> explain_absent;
+    // Checks a record of the process before this one, when it is first served; empty: it is not checked.
+    std::function<Status(ByteSpan record)> verify_record;
     // The worst class that a name space lets its exact blocks have on SSD; empty: exact. Then what is
     // written is the key's lossy record, and the exact one stays in RAM alone, as long as it stays.
     // Not for blocks that Publish was given a `durable` for.
@@ -138,15 +147,18 @@ class TierStack {
   // OK once the record is on SSD; an error when it will not be.
   using DurableDone = UniqueFunction<void(Status)>;
 
-  // ssd may be null: no SSD tier. Recovers what is on it.
+  // ssd and device may be null: no such tier. Recovers what is on SSD.
   static Result<std::unique_ptr<TierStack>> Create(const Options& options, const Clock& clock,
-                                                   std::unique_ptr<SsdStore> ssd);
+                                                   std::unique_ptr<SsdStore> ssd,
+                                                   std::unique_ptr<DeviceTier> device = nullptr);
   ~TierStack();
   TierStack(const TierStack&) = delete;
   TierStack& operator=(const TierStack&) = delete;
 
   MatchEntry Lookup(uint32_t name_space, const BlockKey& key, QualityClass min_class,
                     Prefer prefer) const;
+  // Makes the Lookups and Fetches of these keys that follow cheaper; changes nothing else.
+  void Prefetch(std::span<const BlockKey> keys) const { index_.Prefetch(keys); }
 
   // Consecutive keys of one chain were used: the deepest becomes the oldest of them.
   void Touch(uint32_t name_space, const std::vector<BlockKey>& keys);
@@ -169,9 +181,29 @@ class TierStack {
   // many.
   Result<uint64_t> Clear(uint32_t name_space, const Scope& scope);
 
+  // A planned restart: what this stack has in RAM, for the process that follows. Its slabs' memfds go
+  // along, in the order of Left::slabs; from here on nothing may change until the stack goes.
+  struct Left {
+    std::vector<uint32_t> slabs;  // Places in arena().
+    std::vector<Block*> blocks;   // Least recently used first.
+    uint64_t bytes = 0;           // Of the snapshot.
+  };
+  Left PlanSnapshot() const;
+  void WriteSnapshot(const Left& left, uint32_t shard, uint32_t shards, MutableByteSpan room) const;
+  // The other half, once, before anything else: the blocks are there, in the order of their last use,
+  // and each is verified before it is served for the first time. What is as new on SSD keeps its place
+  // there. Errors: kFailedPrecondition, kDataLoss, kInvalidArgument: nothing is adopted, and why.
+  struct Adopted {
+    uint64_t blocks = 0;
+    uint64_t bytes = 0;
+    uint64_t left_out = 0;  // Older than what is on SSD, or of slabs that found no room.
+  };
+  Result<Adopted> Adopt(ByteSpan snapshot, uint32_t shard, uint32_t shards, std::vector<FileDescriptor> slabs);
+
   size_t Poll();
   Nanos next_wakeup() const;
   SsdStore* ssd() { return ssd_.get(); }
+  const DeviceTier* device() const { return device_.get(); }
   HostArena& arena() { return *arena_; }
 
   // Seals and waits for the disk; done runs from Poll.
@@ -187,6 +219,7 @@ class TierStack {
     uint64_t raw_bytes = 0;
     uint64_t pinned = 0;
     uint64_t hits_host = 0;
+    uint64_t hits_device = 0;
     uint64_t hits_ssd = 0;
     uint64_t misses = 0;
     std::array<uint64_t, kMissReasons> reasons{};
@@ -194,6 +227,7 @@ class TierStack {
     uint64_t put_duplicates = 0;
     uint64_t put_refused = 0;
     uint64_t evicted_host = 0;  // Left RAM; may be on SSD still.
+    uint64_t evicted_device = 0;  // Left the device, and were in RAM no more.
     uint64_t evicted = 0;       // Forgotten altogether to make room.
     // An allocation that had to evict although bytes were free could not use them: how many bytes,
     // all such allocations together, how many allocations, and their mean as a share of RAM.
@@ -207,8 +241,12 @@ class TierStack {
     uint64_t write_behind_skipped = 0;
     uint64_t demoted = 0;  // Written as a lossy record of their own.
     uint64_t corrupt = 0;
-    uint64_t index_bytes = 0;  // Per block: divide by blocks.
+    uint64_t adopted_verified = 0;  // Blocks of the process before this one, when first served.
+    BlockIndex::Memory index;
     SsdStore::Stats ssd;
+    bool has_device = false;
+    std::string device_why;  // Empty while it works.
+    DeviceTier::Stats device;
   };
   Stats stats() const;
 
@@ -229,20 +267,28 @@ class TierStack {
   struct Waiting;  // Fetches of one block that is being read.
 
   TierStack(const Options& options, const Clock& clock, std::unique_ptr<HostArena> arena,
-            std::unique_ptr<SsdStore> ssd);
-  void Adopt(const std::vector<SsdEntry>& entries);
-  Block* Select(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer,
-                MissReason* reason) const;
+            std::unique_ptr<SsdStore> ssd, std::unique_ptr<DeviceTier> device);
+  void Index(const std::vector<SsdEntry>& entries);
+  bool AdoptRecord(const SnapshotRecord& record, uint32_t slab);
+  bool VerifyAdopted(Block* block);
+  BlockIndex::Found Select(uint32_t name_space, const BlockKey& key, QualityClass min_class,
+                           Prefer prefer, MissReason* reason) const;
   Result<Extent> AllocateEvicting(uint64_t bytes, uint32_t name_space);
   bool EvictFor(uint64_t bytes, uint32_t name_space);
   bool MakeHole(uint32_t name_space, uint64_t bytes);
   uint64_t GrowHole(Block* seed, uint64_t bytes, uint64_t used_before, std::vector<Block*>* hole,
                     uint32_t* looks) const;
-  bool TakeSlab(uint32_t name_space, uint64_t used_before);
+  bool TakeSlab(uint32_t name_space, uint64_t used_before, bool own_adopted);
+  // tier_stack_device.cc
+  void DemoteAhead(uint32_t name_space);
+  bool StoreOnDevice(Block* block);
+  void LeaveDevice(Block* block);
+  bool DropOldestOnDevice();
   void EnterRam(Block* block);
   void LeaveRam(Block* block);
   void DropHostCopy(Block* block);
   void Forget(Block* block, MissReason why);
+  void Forget(const BlockIndex::Found& found, MissReason why);
   void WriteBehind(Block* block, DurableDone durable);
   Status Written(Block* block, const SsdEntry& stored);
   void StartRead(Block* block);
@@ -256,6 +302,9 @@ class TierStack {
   const Clock& clock_;
   std::unique_ptr<HostArena> arena_;
   std::unique_ptr<SsdStore> ssd_;
+  std::unique_ptr<DeviceTier> device_;
+  std::map<uint64_t, Block*> on_device_;  // By device_turn.
+  uint64_t device_turns_ = 0;
   BlockIndex index_;
   std::unique_ptr<EvictionPolicy> policy_;
   std::unordered_map<Block*, std::unique_ptr<Waiting>> reading_;

@@ -13,11 +13,6 @@
 
 namespace tiercel {
 
-void FileDescriptor::Reset() {
-  if (fd_ >= 0) close(fd_);
-  fd_ = -1;
-}
-
 Result<std::shared_ptr<Mapping>> Mapping::Map(int fd, uint64_t bytes, bool writable) {
   struct stat info{};
   if (fstat(fd, &info) != 0) return Fail(Code::kInvalidArgument, fmt::format("memfd: {}", strerror(errno)));

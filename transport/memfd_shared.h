@@ -2,7 +2,7 @@
 // passed by SCM_RIGHTS, what is said on the Unix socket, and an allocator of ranges. Internal to
 // transport/.
 //
-// Ownership: Mapping and FileDescriptor own what they name. Threads: one owner each.
+// Ownership: a Mapping owns what it names. Threads: one owner each.
 // Errors: kInvalidArgument names what a peer's descriptor lacks; kUnavailable for the system's own.
 #ifndef TIERCEL_TRANSPORT_MEMFD_SHARED_H_
 #define TIERCEL_TRANSPORT_MEMFD_SHARED_H_
@@ -16,30 +16,10 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/file_descriptor.h"
 #include "base/result.h"
 
 namespace tiercel {
-
-class FileDescriptor {
- public:
-  FileDescriptor() = default;
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  ~FileDescriptor() { Reset(); }
-  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileDescriptor& operator=(FileDescriptor&& other) noexcept {
-    if (this != &other) {
-      Reset();
-      fd_ = std::exchange(other.fd_, -1);
-    }
-    return *this;
-  }
-  int get() const { return fd_; }
-  bool valid() const { return fd_ >= 0; }
-  void Reset();
-
- private:
-  int fd_ = -1;
-};
 
 class Mapping {
  public:

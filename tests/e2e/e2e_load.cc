@@ -4,6 +4,8 @@
 //   tiercel-e2e-load put   ENDPOINT SEED FIRST COUNT BYTES JOURNAL [model]
 //       stores chains FIRST..FIRST+COUNT-1 of eight blocks and appends a chain's number to JOURNAL
 //       once all eight were acknowledged as on SSD; ends early when the node is gone
+//   tiercel-e2e-load fill  ENDPOINT SEED FIRST COUNT BYTES JOURNAL [model]
+//       the same, acknowledged as stored, wherever
 //   tiercel-e2e-load check ENDPOINT SEED BYTES JOURNAL [model]
 //       fetches every chain of JOURNAL and prints one line "asked N served N missed N wrong N reasons N late N":
 //       reasons are the misses that name one, late the calls past their deadline plus 5 ms
@@ -68,7 +70,7 @@ Result<std::unique_ptr<Client>> Open(const std::string& endpoint) {
 }
 
 Result<int> Put(const std::string& endpoint, uint64_t seed, uint64_t first, uint64_t count, size_t bytes,
-                const std::string& journal, const std::string& model) {
+                const std::string& journal, const std::string& model, bool durable_only) {
   TIERCEL_ASSIGN(auto client, Open(endpoint));
   std::ofstream out(journal, std::ios::app);
   struct Flight {
@@ -89,7 +91,7 @@ Result<int> Put(const std::string& endpoint, uint64_t seed, uint64_t first, uint
         sources.push_back({PutSource::Kind::kBlock, block, nullptr, {}});
       }
       RequestOptions options;
-      options.want_durable = true;
+      options.want_durable = durable_only;
       options.deadline = 20 * kSecond;
       TIERCEL_ASSIGN(const Chain chain, ChainOf(seed, next, model));
       const Result<Ticket> ticket = client->SubmitPut(chain, 0, sources, KvLayout::Opaque(), options);
@@ -104,7 +106,9 @@ Result<int> Put(const std::string& endpoint, uint64_t seed, uint64_t first, uint
       const auto flight = flights.find(done.ticket);
       if (flight == flights.end()) continue;
       bool all = done.status.has_value() && done.blocks.size() == kBlocks;
-      for (const BlockResult& block : done.blocks) all = all && block.status == Code::kOk && block.durable;
+      for (const BlockResult& block : done.blocks) {
+        all = all && block.status == Code::kOk && (block.durable || !durable_only);
+      }
       if (all) {
         out << flight->second.number << std::endl;
         durable += kBlocks;
@@ -115,7 +119,7 @@ Result<int> Put(const std::string& endpoint, uint64_t seed, uint64_t first, uint
     }
     if (flights.size() >= kWindow || next >= first + count) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  fmt::print("durable {} refused {}\n", durable, refused * kBlocks);
+  fmt::print("{} {} refused {}\n", durable_only ? "durable" : "stored", durable, refused * kBlocks);
   std::fflush(stdout);
   _exit(0);  // Destroying the client would wait for a node that may be gone.
 }
@@ -158,8 +162,9 @@ Result<int> Check(const std::string& endpoint, uint64_t seed, size_t bytes, cons
 Result<int> Run(const std::vector<std::string>& args) {
   const std::string usage = "see the first lines of tests/e2e/e2e_load.cc";
   const auto number = [&args](size_t i) { return std::strtoull(args[i].c_str(), nullptr, 10); };
-  if (args.size() >= 7 && args[0] == "put") {
-    return Put(args[1], number(2), number(3), number(4), number(5), args[6], args.size() > 7 ? args[7] : "e2e");
+  if (args.size() >= 7 && (args[0] == "put" || args[0] == "fill")) {
+    return Put(args[1], number(2), number(3), number(4), number(5), args[6], args.size() > 7 ? args[7] : "e2e",
+               args[0] == "put");
   }
   if (args.size() >= 5 && args[0] == "check") {
     return Check(args[1], number(2), number(3), args[4], args.size() > 5 ? args[5] : "e2e");

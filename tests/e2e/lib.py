@@ -56,8 +56,8 @@ class Server:
         if config:
             (self.folder / "tiercel.yaml").write_text(config)
 
-    def start(self, wait=30):
-        args = [SERVER, "--insecure", "--set", "listen.grpc=127.0.0.1:0", "--set", "listen.http=127.0.0.1:0",
+    def arguments(self, binary):
+        args = [binary, "--insecure", "--set", "listen.grpc=127.0.0.1:0", "--set", "listen.http=127.0.0.1:0",
                 "--set", f"memfd.dir={self.folder}/run"]
         if (self.folder / "tiercel.yaml").exists():
             args += ["--config", self.folder / "tiercel.yaml"]
@@ -65,12 +65,22 @@ class Server:
             args += ["--data", self.folder / "data"]
         for setting in self.settings:
             args += ["--set", setting]
+        return [str(a) for a in args]
+
+    def launch(self, binary=SERVER, *flags):
+        """Starts the process and a log of its own."""
         (self.folder / "run").mkdir(exist_ok=True, mode=0o700)
         self.log = self.folder / "log"
-        self.log.write_text("")
+        self.log.unlink(missing_ok=True)
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([str(a) for a in args], stdout=log, stderr=log,
+            self.process = subprocess.Popen(self.arguments(binary) + list(flags), stdout=log, stderr=log,
                                             env={**os.environ, "TMPDIR": str(self.folder)})
+
+    def start(self, wait=30):
+        self.launch()
+        return self.ready(wait)
+
+    def ready(self, wait=30):
         until = time.monotonic() + wait
         while time.monotonic() < until:
             ready = re.search(r"node\.ready .*grpc=(\S+) http=(\S+)", self.logged())

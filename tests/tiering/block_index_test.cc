@@ -26,15 +26,19 @@ TEST(BlockIndexTest, HoldsOneExactAndOneLossyRecordOfAKey) {
   BlockIndex index(16);
   Block* exact = index.Insert(EntryOf(1));
   Block* lossy = index.Insert(EntryOf(1, QualityClass::kBalanced));
-  EXPECT_EQ(index.Find(KeyOf(1), false), exact);
-  EXPECT_EQ(index.Find(KeyOf(1), true), lossy);
+  EXPECT_EQ(index.Find(KeyOf(1), false).block, exact);
+  EXPECT_EQ(index.Find(KeyOf(1), true).block, lossy);
   EXPECT_EQ(index.size(), 2u);
   EXPECT_EQ(index.record_bytes(), 2000u);
   EXPECT_EQ(index.raw_bytes(), 3000u);
   (void)index.Remove(exact);
-  EXPECT_EQ(index.Find(KeyOf(1), false), nullptr);
-  EXPECT_EQ(index.Find(KeyOf(1), true), lossy);
+  EXPECT_FALSE(index.Find(KeyOf(1), false));
+  EXPECT_EQ(index.Find(KeyOf(1), true).block, lossy);
   EXPECT_EQ(index.record_bytes(), 1000u);
+  exact = index.Insert(EntryOf(1));
+  (void)index.Remove(lossy);
+  EXPECT_EQ(index.Find(KeyOf(1), false).block, exact);
+  EXPECT_FALSE(index.Find(KeyOf(1), true));
 }
 
 TEST(BlockIndexTest, CountsChildrenWhateverComesFirstAndWhateverGoesFirst) {
@@ -47,11 +51,127 @@ TEST(BlockIndexTest, CountsChildrenWhateverComesFirstAndWhateverGoesFirst) {
   (void)index.Remove(parent);
   parent = index.Insert(EntryOf(1, QualityClass::kNear));
   EXPECT_EQ(parent->resident_children, 2u) << "the children are still there";
+  Block* exact = index.Insert(EntryOf(1));
+  EXPECT_EQ(exact->resident_children, 2u) << "they are children of the key";
   index.ChildLeft(KeyOf(1));
   index.ChildLeft(KeyOf(1));
   EXPECT_EQ(parent->resident_children, 0u);
+  EXPECT_EQ(exact->resident_children, 0u);
   (void)index.Remove(parent);
+  (void)index.Remove(exact);
   EXPECT_EQ(index.size(), 0u);
+}
+
+TEST(BlockIndexTest, SaysAllOfARecordThatIsOnSsdAlone) {
+  BlockIndex index(0);
+  SsdEntry entry = EntryOf(5, QualityClass::kHigh, 77);
+  entry.parent = KeyOf(4);
+  entry.anchor = KeyOf(100);
+  entry.scope.bytes.fill(std::byte{9});
+  entry.chain_index = 32 * 7 + 31;
+  entry.generation = 123'456'789'012;
+  entry.where = {3, 14};
+  index.InsertCold(entry);
+  const auto found = index.Find(KeyOf(5), true);
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found.block, nullptr);
+  EXPECT_EQ(found.name_space, 77u);
+  EXPECT_EQ(found.ssd, entry.where);
+  const auto same = [&](const SsdEntry& told) {
+    EXPECT_EQ(told.key, entry.key);
+    EXPECT_EQ(told.parent, entry.parent) << "though it was never here";
+    EXPECT_EQ(told.anchor, entry.anchor);
+    EXPECT_EQ(told.scope, entry.scope);
+    EXPECT_EQ(told.chain_index, entry.chain_index);
+    EXPECT_EQ(told.generation, entry.generation);
+    EXPECT_EQ(told.quality, entry.quality);
+    EXPECT_EQ(told.record_bytes, entry.record_bytes);
+    EXPECT_EQ(told.raw_bytes, entry.raw_bytes);
+    EXPECT_EQ(told.where, entry.where);
+  };
+  same(index.Entry(found));
+  Block* block = index.Warm(found);
+  block->hits = 3;
+  index.SetRamBytes(block, 2000);  // As it came; on SSD it is smaller.
+  EXPECT_EQ(index.record_bytes(), 2000u);
+  same(block->EntryOnSsd());
+  index.Cool(block);
+  same(index.Entry(index.Find(KeyOf(5), true)));
+  EXPECT_EQ(index.Hits(index.Find(KeyOf(5), true)), 3u);
+  EXPECT_EQ(index.record_bytes(), 1000u);
+}
+
+// Against std::map, in every state that a key can be in.
+TEST(BlockIndexTest, MatchesAModelUnderRandomUse) {
+  struct Model {
+    uint32_t name_space;
+    bool warm;
+    uint64_t parent;
+  };
+  std::map<std::pair<uint64_t, bool>, Model> model;
+  std::map<uint64_t, uint32_t> children;
+  BlockIndex index(0);
+  SplitMix64 random(11);
+  for (int step = 0; step < 200'000; ++step) {
+    const uint64_t n = 1 + random.Below(500);
+    const bool lossy = random.Below(4) == 0;
+    const auto at = model.find({n, lossy});
+    const auto found = index.Find(KeyOf(n), lossy);
+    ASSERT_EQ(static_cast<bool>(found), at != model.end());
+    if (at != model.end()) {
+      ASSERT_EQ(found.block != nullptr, at->second.warm);
+      ASSERT_EQ(found.name_space, at->second.name_space);
+      ASSERT_EQ(index.Entry(found).parent,
+                at->second.parent == 0 ? BlockKey{} : KeyOf(at->second.parent));
+      if (found.block != nullptr) {
+        const auto count = children.find(n);
+        ASSERT_EQ(found.block->resident_children, count == children.end() ? 0 : count->second);
+      }
+    }
+    switch (random.Below(6)) {
+      case 0:
+      case 1: {
+        if (found) break;
+        SsdEntry entry = EntryOf(n, lossy ? QualityClass::kHigh : QualityClass::kExact,
+                                 static_cast<uint32_t>(random.Below(3)));
+        const uint64_t parent = random.Below(500);  // Any, itself included; 0: none.
+        if (parent != 0) entry.parent = KeyOf(parent);
+        entry.anchor = KeyOf(1000 + n / 8);
+        entry.where = {1, static_cast<uint32_t>(n)};
+        const bool warm = random.Below(2) == 0;
+        warm ? (void)index.Insert(entry) : index.InsertCold(entry);
+        model[{n, lossy}] = {entry.name_space, warm, parent};
+        break;
+      }
+      case 2:
+        if (!found) break;
+        (void)index.Remove(found);
+        model.erase(at);
+        break;
+      case 3:
+        if (!found) break;
+        found.block != nullptr ? index.Cool(found.block) : (void)index.Warm(found);
+        at->second.warm = !at->second.warm;
+        break;
+      case 4:
+        index.ChildEntered(KeyOf(n));
+        ++children[n];
+        break;
+      default:
+        if (!children.contains(n)) break;
+        index.ChildLeft(KeyOf(n));
+        if (--children[n] == 0) children.erase(n);
+    }
+    ASSERT_EQ(index.size(), model.size());
+  }
+  while (!children.empty()) {
+    index.ChildLeft(KeyOf(children.begin()->first));
+    if (--children.begin()->second == 0) children.erase(children.begin());
+  }
+  for (const auto& [key, one] : model) (void)index.Remove(index.Find(KeyOf(key.first), key.second));
+  EXPECT_EQ(index.record_bytes(), 0u);
+  EXPECT_EQ(index.raw_bytes(), 0u);
+  EXPECT_EQ(index.slots_in_use(), 0u) << "keys that nothing names stay behind";
 }
 
 TEST(BlockIndexTest, RemembersWhyABlockWentInBoundedMemory) {
@@ -70,17 +190,29 @@ TEST(BlockIndexTest, RemembersWhyABlockWentInBoundedMemory) {
   EXPECT_GE(right, 90);
   for (uint64_t n = 1000; n < 2000; ++n)
     EXPECT_EQ(index.WhyAbsent(KeyOf(n)), MissReason::kNeverSeen);
-  const uint64_t memory = index.memory_bytes();
+  const uint64_t memory = index.memory().all();
   for (uint64_t n = 0; n < 100'000; ++n) index.Remember(KeyOf(n), MissReason::kEvicted);
-  EXPECT_EQ(index.memory_bytes(), memory);
+  EXPECT_EQ(index.memory().all(), memory);
 }
 
-TEST(BlockIndexTest, SaysWhatABlockCosts) {
+// Whole runs of chains, as engines make them.
+TEST(BlockIndexTest, ARecordOnSsdCostsAtMost96BytesWithItsKey) {
   BlockIndex index(0);
-  for (uint64_t n = 0; n < 10'000; ++n) index.Insert(EntryOf(n));
-  const uint64_t each = index.memory_bytes() / 10'000;
-  EXPECT_GE(each, sizeof(Block));
-  EXPECT_LE(each, 512u);
+  constexpr uint64_t kRecords = 200'000;
+  for (uint64_t n = 0; n < kRecords; ++n) {
+    SsdEntry entry = EntryOf(n + 1);
+    if (n % 64 > 0) entry.parent = KeyOf(n);
+    entry.chain_index = static_cast<uint32_t>(n % 64);
+    entry.anchor = KeyOf(n / 32 * 32 + 1);
+    entry.where = {1, static_cast<uint32_t>(n)};
+    index.InsertCold(entry);
+  }
+  const BlockIndex::Memory memory = index.memory();
+  EXPECT_LE(memory.all(), 96 * kRecords);
+  EXPECT_EQ(memory.blocks, 0u);
+  EXPECT_GE(memory.records, (sizeof(BlockKey) + 4) * kRecords);
+  (void)index.Warm(index.Find(KeyOf(1), false));
+  EXPECT_GE(index.memory().blocks, sizeof(Block));
 }
 
 class TailFirstLruTest : public ::testing::Test {

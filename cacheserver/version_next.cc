@@ -1,0 +1,7 @@
+#include "cacheserver/version.h"
+
+namespace tiercel {
+
+const char kVersion[] = "0.1.0-next";
+
+}  // namespace tiercel
