@@ -253,9 +253,11 @@ class DataService final : public v1::Tiercel::CallbackService {
     response->set_sessions(node.sessions);
     response->set_draining(node.draining);
     response->set_ssd_state("none");
+    response->set_device_state(node.device_why.empty() ? "ok" : "off: " + node.device_why);
     for (size_t i = 0; i < node.shards.size(); ++i) {
       const Shard::Stats& s = node.shards[i];
       if (s.has_ssd) response->set_ssd_state(s.ssd_why.empty() ? "ok" : s.ssd_why);
+      if (!s.tiers.device_why.empty()) response->set_device_state("off: " + s.tiers.device_why);
       FillShard(s, static_cast<uint32_t>(i), response->add_shards());
     }
     return Answer(context, grpc::Status::OK);
@@ -333,6 +335,10 @@ class DataService final : public v1::Tiercel::CallbackService {
     out->set_corrupt(t.corrupt);
     out->set_in_flight(s.keys_in_flight);
     out->set_raw_bytes(t.raw_bytes);
+    out->set_index_bytes(t.index.all());
+    out->set_hits_device(t.hits_device);
+    out->set_device_bytes(t.device.used_bytes);
+    out->set_device_capacity(t.device.capacity_bytes);
   }
 
   Node& node_;

@@ -23,6 +23,7 @@ Result<v1::StatResponse> FetchStat(Stubs& stubs, const Common& common) {
 }
 
 struct Totals {
+  uint64_t index = 0, device = 0, device_capacity = 0;
   uint64_t blocks = 0, host = 0, host_capacity = 0, ssd = 0, ssd_capacity = 0, hits = 0, misses = 0,
            puts = 0, put_bytes = 0, get_bytes = 0, evicted = 0, corrupt = 0, pinned = 0,
            in_flight = 0, raw = 0, durable = 0;
@@ -37,7 +38,10 @@ Totals Sum(const v1::StatResponse& stat) {
     totals.host_capacity += shard.host_capacity();
     totals.ssd += shard.ssd_bytes();
     totals.ssd_capacity += shard.ssd_capacity();
-    totals.hits += shard.hits_host() + shard.hits_ssd();
+    totals.hits += shard.hits_host() + shard.hits_device() + shard.hits_ssd();
+    totals.index += shard.index_bytes();
+    totals.device += shard.device_bytes();
+    totals.device_capacity += shard.device_capacity();
     totals.misses += shard.misses();
     totals.puts += shard.puts();
     totals.put_bytes += shard.put_bytes();
@@ -64,11 +68,17 @@ void Print(const v1::StatResponse& stat, const Totals& totals) {
              FormatBytes(stat.rss_outside_arena_bytes()));
   fmt::print("host tier  {} of {} ({:.1f} %)\n", FormatBytes(totals.host),
              FormatBytes(totals.host_capacity), Share(totals.host, totals.host_capacity));
+  if (!stat.device_state().empty()) {
+    fmt::print("gpu tier   {} of {}, {}\n", FormatBytes(totals.device), FormatBytes(totals.device_capacity),
+               stat.device_state());
+  }
   fmt::print("ssd tier   {} of {} ({:.1f} %), {} durable blocks{}\n", FormatBytes(totals.ssd),
              FormatBytes(totals.ssd_capacity), Share(totals.ssd, totals.ssd_capacity),
              totals.durable, stat.ssd_state().empty() ? "" : ", " + stat.ssd_state());
   fmt::print("blocks     {}, {} raw; {} pinned, {} evicted so far, {} corrupt\n", totals.blocks,
              FormatBytes(totals.raw), totals.pinned, totals.evicted, totals.corrupt);
+  fmt::print("index      {}, {} bytes a block\n", FormatBytes(totals.index),
+             totals.blocks == 0 ? 0 : totals.index / totals.blocks);
   fmt::print("sessions   {}, {} requests in flight\n", stat.sessions(), totals.in_flight);
   fmt::print("served     {} hits, {} misses ({:.1f} % hit), {} puts; {} out, {} in\n", totals.hits,
              totals.misses, Share(totals.hits, totals.hits + totals.misses), totals.puts,
@@ -121,7 +131,7 @@ Result<int> Top(const Common& common, bool once, double interval) {
       for (const v1::ShardStat& shard : stat.shards()) {
         fmt::print("{:>5} {:>10} {:>12} {:>12} {:>10} {:>10} {:>9}\n", shard.shard(),
                    shard.blocks(), FormatBytes(shard.host_bytes()), FormatBytes(shard.ssd_bytes()),
-                   shard.hits_host() + shard.hits_ssd(), shard.misses(), shard.in_flight());
+                   shard.hits_host() + shard.hits_device() + shard.hits_ssd(), shard.misses(), shard.in_flight());
       }
     }
     std::fflush(stdout);

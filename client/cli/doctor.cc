@@ -148,6 +148,7 @@ bool Node(Doctor& doctor, const Common& common) {
                fmt::format("{} corrupt records found so far", corrupt),
                corrupt == 0 ? "" : "run tiercel verify; look at the disk's and memory's health");
     if (!stat.ssd_state().empty()) doctor.Say(Verdict::kOk, "ssd", stat.ssd_state());
+    if (!stat.device_state().empty()) doctor.Say(Verdict::kOk, "device tier", stat.device_state());
   }
   return true;
 }
