@@ -81,7 +81,8 @@ class HostArena {
 
   void SetSlabListener(SlabListener listener);  // Called at once for the slabs there are.
 
-  Result<Extent> Allocate(uint64_t bytes, uint32_t name_space);
+  // May not grow: from slabs that the name space has.
+  Result<Extent> Allocate(uint64_t bytes, uint32_t name_space, bool may_grow = true);
   void Free(const Extent& extent);
   std::byte* data(const Extent& extent) const {
     return slabs_[extent.slab].info.base + extent.offset;
@@ -112,6 +113,7 @@ class HostArena {
 
   uint32_t slabs() const { return static_cast<uint32_t>(slabs_.size()); }
   uint32_t slab_owner(uint32_t slab) const { return slabs_[slab].info.name_space; }
+  uint64_t slab_bytes_of(uint32_t name_space) const;  // Of the slabs that it has.
   // Owners of all extents of a slab; null for those without.
   template <class Fn>
   void ForEachExtent(uint32_t slab, Fn&& fn) const {
