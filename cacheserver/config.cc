@@ -14,6 +14,8 @@
 #include <sstream>
 #include <thread>
 
+#include "tiering/eviction.h"
+
 namespace tiercel {
 namespace {
 
@@ -137,6 +139,8 @@ const std::vector<Setting>& Settings() {
       Bytes("device.memory", "GPU memory for blocks that leave RAM, all shards together; 0: none", &Config::device_memory, 0,
             16ull * 1024 * kGiB),
       Number("device.number", "which GPU", &Config::device_number, 0, 63),
+      Text("policy.eviction", "which blocks leave RAM first: hazard learns from the traffic and from callers' hints; "
+           "lru, haz1, lfu and s3fifo are there to compare with", &Config::eviction, PolicyNames()),
       Text("ssd.path", "data folder, or several with commas between, one a disk; empty: no SSD tier", &Config::ssd_path),
       Bytes("ssd.capacity", "bytes on SSD, all shards and disks together", &Config::ssd_capacity, 2 * kMiB, 1024ull * 1024 * kGiB),
       Bytes("ssd.segment", "unit of writing and forgetting", &Config::ssd_segment, kMiB, 4 * kGiB),
@@ -222,15 +226,21 @@ Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node&
   } else if (node.IsMap()) {
     for (const auto& item : node) {
       const std::string key = item.first.IsScalar() ? item.first.Scalar() : "";
-      if (key != "name" && key != "worst_class" && key != "demote_to") {
+      if (key != "name" && key != "worst_class" && key != "demote_to" && key != "host_reserve" && key != "host_limit") {
         return tl::unexpected<Error>(At(file, item.first, fmt::format(
-            "unknown key '{}' of a namespace: it has name, worst_class and demote_to", key)));
+            "unknown key '{}' of a namespace: it has name, worst_class, demote_to, host_reserve and host_limit", key)));
       }
       if (!item.second.IsScalar()) {
         return tl::unexpected<Error>(At(file, item.second, fmt::format("{} of a namespace is not a word", key)));
       }
       if (key == "name") {
         read.name = item.second.Scalar();
+        continue;
+      }
+      if (key == "host_reserve" || key == "host_limit") {
+        const Result<uint64_t> bytes = ParseBytes(item.second.Scalar());
+        if (!bytes) return tl::unexpected<Error>(At(file, item.second, fmt::format("{}: {}", key, bytes.error().message)));
+        (key == "host_reserve" ? read.host_reserve : read.host_limit) = *bytes;
         continue;
       }
       const std::optional<QualityClass> quality = ParseQualityClass(item.second.Scalar());
@@ -310,6 +320,19 @@ Status CheckWhole(const Config& config, const std::string& name) {
   if (config.host_memory / shards < config.slab) {
     return wrong(fmt::format("memory.host of {} gives {} shards no slab of {} each", FormatBytes(config.host_memory),
                              shards, FormatBytes(config.slab)));
+  }
+  uint64_t reserved = 0;  // Of one shard.
+  for (const NamespaceConfig& one : config.namespaces) {
+    if (one.host_limit > 0 && (one.host_limit < one.host_reserve || one.host_limit / shards < config.slab)) {
+      return wrong(fmt::format("namespace '{}': host_limit of {} is under its host_reserve of {}, or gives {} shards no slab of {} each",
+                               one.name, FormatBytes(one.host_limit), FormatBytes(one.host_reserve), shards, FormatBytes(config.slab)));
+    }
+    const uint64_t slabs = (one.host_reserve / shards + config.slab - 1) / config.slab;
+    if (slabs > (config.host_memory / shards / config.slab * config.slab - reserved) / config.slab) {
+      return wrong(fmt::format("namespace '{}': its host_reserve and those before it, each in whole slabs of {}, are more than memory.host",
+                               one.name, FormatBytes(config.slab)));
+    }
+    reserved += slabs * config.slab;
   }
   const std::vector<std::string> disks = config.ssd_paths();
   for (size_t i = 0; i < disks.size(); ++i) {
@@ -407,6 +430,8 @@ std::string PrintConfig(const Config& config) {
       namespaces.push_back(one.name);
     } else {
       namespaces.push_back({{"name", one.name}, {"worst_class", Name(one.worst_class)}, {"demote_to", Name(one.demote_to)}});
+      if (one.host_reserve > 0) namespaces.back()["host_reserve"] = std::to_string(one.host_reserve);
+      if (one.host_limit > 0) namespaces.back()["host_limit"] = std::to_string(one.host_limit);
     }
   }
   out += fmt::format("namespaces: {}\n", namespaces.dump());
@@ -431,7 +456,8 @@ std::string PrintSchema() {
   }
   const nlohmann::json quality = {{"enum", {"exact", "near", "high", "balanced", "small"}}};
   const nlohmann::json settings = {{"type", "object"}, {"additionalProperties", false}, {"required", {"name"}},
-      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality}}}};
+      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality},
+                      {"host_reserve", {{"type", "string"}}}, {"host_limit", {{"type", "string"}}}}}};
   schema["properties"]["namespaces"] = {
       {"type", "array"}, {"items", {{"anyOf", nlohmann::json::array({{{"type", "string"}}, settings})}}}};
   return schema.dump(2);

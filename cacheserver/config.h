@@ -27,6 +27,10 @@ struct NamespaceConfig {
   QualityClass worst_class = QualityClass::kSmall;  // A put of a worse one is refused.
   // What an exact block may become when it is written to SSD, at worst; exact: recoded without loss.
   QualityClass demote_to = QualityClass::kExact;
+  // Of memory.host, in whole slabs of each shard: what it can have back at any time, and the most it may
+  // have; 0: no limit.
+  uint64_t host_reserve = 0;
+  uint64_t host_limit = 0;
   bool operator==(const NamespaceConfig&) const = default;
 };
 
@@ -50,6 +54,7 @@ struct Config {
   uint64_t host_memory = 1 * kGiB;  // Of the node; divided among the shards.
   uint64_t slab = 256 * kMiB;
   std::string huge_pages = "auto";
+  std::string eviction = "hazard";  // Of PolicyNames.
 
   std::string numa = "auto";
   std::string restart_socket;  // Empty: by the port of grpc_listen; "off": none.

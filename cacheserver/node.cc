@@ -105,6 +105,11 @@ Status Node::StartAll() {
     if (!demote_to_.emplace(NameSpaceId(one.name), one.demote_to).second) {
       return Fail(Code::kInvalidArgument, fmt::format("namespaces: '{}' has the same number as another: rename it", one.name));
     }
+    if (one.host_reserve > 0 || one.host_limit > 0) {
+      TierStack::HostQuota& quota = host_quota_[NameSpaceId(one.name)];
+      quota.reserve = one.host_reserve / config_.shards;
+      if (one.host_limit > 0) quota.limit = one.host_limit / config_.shards;
+    }
   }
   if (!config_.ssd_path.empty()) {
     TIERCEL_ASSIGN(std::shared_ptr<const Artifact> artifact, ReadArtifact(config_.artifact));
@@ -198,6 +203,15 @@ Status Node::StartShard(uint32_t number) {
   if (config_.huge_pages == "off") tiers.host.huge_pages = HostArena::HugePages::kOff;
   if (config_.huge_pages == "required") tiers.host.huge_pages = HostArena::HugePages::kRequired;
   tiers.fault_injection = config_.fault_injection;
+  TIERCEL_TRY(MakePolicy(config_.eviction, number).map([](const auto&) {}));
+  tiers.make_policy = [name = config_.eviction](uint64_t seed) { return *MakePolicy(name, seed); };
+  tiers.seed = number + 1;
+  if (!host_quota_.empty()) {
+    tiers.host_quota = [this](uint32_t name_space) {
+      const auto found = host_quota_.find(name_space);
+      return found == host_quota_.end() ? TierStack::HostQuota{} : found->second;
+    };
+  }
   std::unique_ptr<SsdStore> store;
   if (!disks_.empty()) {
     const uint64_t shares = config_.shards * disks_.size();  // Each shard has its part of each disk.

@@ -125,7 +125,8 @@ class Node {
   std::string runtime_dir_;  // Ours to delete.
   ServerOffer offer_;
   Nanos started_ = 0;
-  std::map<uint32_t, QualityClass> demote_to_;  // By name space.
+  std::map<uint32_t, QualityClass> demote_to_;           // By name space.
+  std::map<uint32_t, TierStack::HostQuota> host_quota_;  // By name space, of one shard; those without are absent.
   std::unique_ptr<Demotion> demotion_;          // Used by the disk's movers.
   std::vector<NumaNode> numa_;      // Empty: shards go anywhere.
   std::string device_why_ = "device.memory is 0";  // Why there is no device tier; empty: there is.

@@ -325,12 +325,13 @@ void Shard::Get(Session& session, const FrameHeader& header, ByteSpan meta) {
     return FinishIfDone(session, header.req_id);
   }
   session.keys_in_flight += n;
-  if (!header.has(kFlagNoTouch)) stack_->Touch(session.name_space, chain_.keys);
+  if (!header.has(kFlagNoTouch)) stack_->Touch(session.name_space, chain_.keys, chain_.parent, header.reuse_hint);
   const uint64_t session_id = session.id;
   TierStack::FetchOptions options;
   options.min_class = header.min_class;
   options.prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
   options.promote = !header.has(kFlagNoPromote);
+  options.reuse_hint = header.reuse_hint;
   // A done may come at once or later; the session may be gone by then, or even within this loop.
   const std::vector<BlockKey> keys = chain_.keys;
   for (uint32_t i = 0; i < n; ++i) {
@@ -554,14 +555,8 @@ void Shard::StartPut(Session& session, const FrameHeader& header, ByteSpan meta,
   if (session.put_bytes > 0 && session.put_bytes + payload.size() > options_.max_bytes_in_flight) {
     return refuse({Code::kResourceExhausted, "the session has too many bytes of puts in flight"});
   }
-  TierStack::PutInfo info;
-  info.key = chain_.keys[0];
-  info.parent = chain_.parent;
-  info.anchor = chain_.anchors[0];
-  info.scope = chain_.scope;
-  info.name_space = session.name_space;
-  info.chain_index = chain_.first_index;
-  info.quality = header.quality;
+  const TierStack::PutInfo info{chain_.keys[0],      chain_.parent,      chain_.anchors[0], chain_.scope,
+                                session.name_space,  chain_.first_index, header.quality,    header.reuse_hint};
   Result<Reservation> reservation = stack_->Reserve(info, payload.size());
   if (!reservation) {
     refuse(reservation.error());
@@ -784,10 +779,11 @@ Shard::Stats Shard::stats() const {
   for (const auto& transport : transports_) {
     stats.transports[static_cast<size_t>(transport->kind())] = transport->counters();
   }
-  const SsdStore* ssd = stack_->ssd();
-  stats.has_ssd = ssd != nullptr;
-  stats.ssd_available = ssd != nullptr && ssd->available();
-  if (ssd != nullptr) stats.ssd_why = ssd->why();
+  if (const SsdStore* ssd = stack_->ssd(); ssd != nullptr) {
+    stats.has_ssd = true;
+    stats.ssd_available = ssd->available();
+    stats.ssd_why = ssd->why();
+  }
   return stats;
 }
 

@@ -60,6 +60,10 @@ struct Block {
   uint32_t hits = 0;   // Kept on SSD, too.
   uint32_t slot = 0;   // The index's own; 0: no longer in it.
   uint64_t stamp = 0;  // Of the last use, in the policy's own count.
+  uint32_t used = 0;   // When that was, in the policy's ticks; the next three are the policy's, too.
+  uint8_t list = 0;
+  uint8_t uses = 0;
+  uint8_t turn = 0;
   QualityClass quality = QualityClass::kExact;
   bool doomed = false;      // Forgotten, but pinned: freed with the last pin.
   bool reading = false;     // Its RAM copy is being read from the device or from SSD.

@@ -3,27 +3,48 @@
 //
 //   Add --> Touch ... --> Victim(name space) --> Remove
 //
-// TailFirstLru is the base: least recently used first, a chain touched deepest first, so that the
-// tail of a prefix goes before its head and what is left of a chain is a prefix of it.
+// Policies are made by name (MakePolicy): "hazard", the default, learns from the traffic which
+// blocks come back and when (policy_hazard.h); "lru", the base, takes the tail of the chain that
+// was used longest ago; "haz1", "lfu" and "s3fifo" are there to compare with. docs/policy.md has
+// the figures.
 //
 // Invariants
 //   A victim is never pinned and never being read. It has no child of its own run in RAM, unless
 //   nothing else can go (its children are all pinned). Victim finds one whenever a block of the
 //   name space in RAM is neither pinned nor being read.
+//   Ranks order the blocks of one name space as the policy would have them go, lowest first; they
+//   change only as blocks are used and as time passes.
+//   A policy is a function of its seed and of what it was told: it reads no clock of its own.
 //
-// Ownership: borrows the blocks between Add and Remove.
-// Threads: the shard's owner alone. Errors: none.
+// Ownership: borrows the blocks between Add and Remove; parents named in a BlockUse during the
+// call. Threads: the shard's owner alone. Errors: none, but for MakePolicy.
 #ifndef TIERCEL_TIERING_EVICTION_H_
 #define TIERCEL_TIERING_EVICTION_H_
 
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <unordered_map>
+#include <string>
+#include <string_view>
+#include <vector>
 
+#include "base/clock.h"
+#include "base/result.h"
+#include "proto/types.h"
 #include "tiering/block_index.h"
 
 namespace tiercel {
+
+// What is known of the use that a request makes of a block.
+struct BlockUse {
+  Nanos now = 0;
+  ReuseHint hint = ReuseHint::kUnknown;
+  // The block before it in its chain, and the one before that, where they are in RAM.
+  Block* parent = nullptr;
+  Block* grandparent = nullptr;
+  // Add: it was here before, and went to make room.
+  bool came_back = false;
+};
 
 class EvictionPolicy {
  public:
@@ -31,58 +52,36 @@ class EvictionPolicy {
 
   static bool CanGo(const Block& block) { return block.pins == 0 && !block.reading; }
 
-  virtual void Add(Block& block) = 0;     // Its record came into RAM just now.
+  // The blocks of a chain are added and touched in the chain's order, each with its parent; a
+  // policy lets the deeper one go first all the same.
+  virtual void Add(Block& block, const BlockUse& use) = 0;  // Its record came into RAM just now.
+  virtual void Touch(Block& block, const BlockUse& use) = 0;
   virtual void Remove(Block& block) = 0;  // It leaves RAM.
   virtual bool Holds(const Block& block) const = 0;
-  // It was used. Callers touch the blocks of a chain deepest first.
-  virtual void Touch(Block& block) = 0;
   // Its last pin went.
   virtual void Unpinned(Block& block) = 0;
 
-  // Which block of this name space should go. Of the next few, one that `fits` and was used
-  // before RecentFrom is taken before an older one that does not (empty: no wish). Null: none can
-  // go.
+  // Which block of this name space should go. Of the next few, one that `fits` and ranks below
+  // RecentFrom is taken before a colder one that does not (empty: no wish). Null: none can go.
   using Fits = std::function<bool(const Block&)>;
   virtual Block* Victim(uint32_t name_space, const Fits& fits) = 0;
-  // Visits blocks of this name space that may go and have no child of their run in RAM, in the order
-  // of their stamps, until a visit returns false. May leave out the hotter ones of many.
+  // Visits blocks of this name space that may go and have no child of their run in RAM, coldest
+  // first, until a visit returns false; as close to the order of their ranks as the policy's lists
+  // are. May leave out the hotter ones of many.
   using Visit = std::function<bool(Block&)>;
   virtual void VisitColdest(uint32_t name_space, const Visit& visit) = 0;
-  // Blocks with this stamp or a later one are the most recently used ones: under an eighth of the
-  // name space's bytes in RAM, at least one block.
+  virtual uint64_t Rank(const Block& block) const = 0;
+  // Blocks with this rank or a higher one are the hottest: about an eighth of the name space's
+  // bytes in RAM, at least one block.
   virtual uint64_t RecentFrom(uint32_t name_space) const = 0;
 
   virtual uint64_t size() const = 0;
 };
 
-class TailFirstLru final : public EvictionPolicy {
- public:
-  void Add(Block& block) override;
-  void Remove(Block& block) override;
-  bool Holds(const Block& block) const override;
-  void Touch(Block& block) override;
-  void Unpinned(Block& block) override;
-  Block* Victim(uint32_t name_space, const Fits& fits) override;
-  void VisitColdest(uint32_t name_space, const Visit& visit) override;
-  uint64_t RecentFrom(uint32_t name_space) const override;
-  uint64_t size() const override { return size_; }
-
- private:
-  struct List {
-    Block* coldest = nullptr;
-    Block* hottest = nullptr;
-    Block* oldest_recent = nullptr;  // Null: no recent block.
-    uint64_t bytes = 0;
-    uint64_t recent_bytes = 0;       // From oldest_recent on.
-    bool stuck = false;  // Nothing in it can go until something is unpinned or added.
-  };
-  void PushHottest(List& list, Block& block);
-  static void Unlink(List& list, Block& block);
-
-  std::unordered_map<uint32_t, List> lists_;  // By name space; none is empty.
-  uint64_t tick_ = 0;
-  uint64_t size_ = 0;
-};
+// The names that MakePolicy knows; the first is the default.
+const std::vector<std::string>& PolicyNames();
+// Errors: kInvalidArgument: no such policy.
+Result<std::unique_ptr<EvictionPolicy>> MakePolicy(std::string_view name, uint64_t seed);
 
 }  // namespace tiercel
 

@@ -229,7 +229,14 @@ void HostArena::RemoveRun(Slab& slab, std::map<uint64_t, uint64_t>::iterator run
   slab.runs.erase(run);
 }
 
-Result<Extent> HostArena::Allocate(uint64_t bytes, uint32_t name_space) {
+uint64_t HostArena::slab_bytes_of(uint32_t name_space) const {
+  const auto has = std::count_if(slabs_.begin(), slabs_.end(), [name_space](const Slab& slab) {
+    return slab.info.base != nullptr && slab.info.name_space == name_space;
+  });
+  return static_cast<uint64_t>(has) * options_.slab_bytes;
+}
+
+Result<Extent> HostArena::Allocate(uint64_t bytes, uint32_t name_space, bool may_grow) {
   if (bytes == 0 || bytes > options_.slab_bytes) {
     return Fail(Code::kInvalidArgument, fmt::format("a block of {} bytes does not fit a slab of {}",
                                                     bytes, options_.slab_bytes));
@@ -245,6 +252,7 @@ Result<Extent> HostArena::Allocate(uint64_t bytes, uint32_t name_space) {
   std::optional<FreeKey> best = find();
   if (!best) {
     Status made = Fail(Code::kResourceExhausted, "host memory is full");
+    if (!may_grow) return tl::unexpected<Error>(made.error());
     if (slabs_.size() < max_slabs_) made = MakeSlab(name_space);
     if (!made && !AdoptEmptySlab(name_space)) return tl::unexpected<Error>(made.error());
     best = find();

@@ -100,7 +100,8 @@ class HostArena {
   // The process ends soon: its slabs stay mapped until then. Unmapping gigabytes takes seconds.
   void LeaveMapped() { leave_mapped_ = true; }
 
-  Result<Extent> Allocate(uint64_t bytes, uint32_t name_space);
+  // May not grow: from slabs that the name space has.
+  Result<Extent> Allocate(uint64_t bytes, uint32_t name_space, bool may_grow = true);
   void Free(const Extent& extent);
   std::byte* data(const Extent& extent) const {
     return slabs_[extent.slab].info.base + extent.offset;
@@ -134,6 +135,7 @@ class HostArena {
   uint32_t slab_owner(uint32_t slab) const { return slabs_[slab].info.name_space; }
   const SlabInfo& slab(uint32_t slab) const { return slabs_[slab].info; }
   bool slab_in_use(uint32_t slab) const { return !slabs_[slab].extents.empty(); }
+  uint64_t slab_bytes_of(uint32_t name_space) const;  // Of the slabs that it has.
   // Owners of all extents of a slab; null for those without.
   template <class Fn>
   void ForEachExtent(uint32_t slab, Fn&& fn) const {

@@ -43,7 +43,10 @@ void Pin::Release() {
 }
 
 Reservation::Reservation(Reservation&& other) noexcept
-    : stack_(std::exchange(other.stack_, nullptr)), extent_(other.extent_), entry_(other.entry_) {}
+    : stack_(std::exchange(other.stack_, nullptr)),
+      extent_(other.extent_),
+      entry_(other.entry_),
+      hint_(other.hint_) {}
 
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this != &other) {
@@ -51,6 +54,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
     stack_ = std::exchange(other.stack_, nullptr);
     extent_ = other.extent_;
     entry_ = other.entry_;
+    hint_ = other.hint_;
   }
   return *this;
 }
@@ -74,6 +78,7 @@ struct TierStack::Waiting {
     Nanos deadline;
   };
   std::vector<One> fetches;
+  ReuseHint hint = ReuseHint::kUnknown;  // Of the newest that had one.
 };
 
 Result<std::unique_ptr<TierStack>> TierStack::Create(const Options& options, const Clock& clock,
@@ -109,8 +114,8 @@ TierStack::TierStack(const Options& options, const Clock& clock, std::unique_ptr
       ssd_(std::move(ssd)),
       device_(std::move(device)),
       index_(options.max_ghosts) {
-  policy_ =
-      options.make_policy ? options.make_policy(options.seed) : std::make_unique<TailFirstLru>();
+  policy_ = options.make_policy ? options.make_policy(options.seed)
+                                : *MakePolicy(PolicyNames().front(), options.seed);
 }
 
 TierStack::~TierStack() {
@@ -170,14 +175,32 @@ MatchEntry TierStack::Lookup(uint32_t name_space, const BlockKey& key, QualityCl
   return entry;
 }
 
-void TierStack::Touch(uint32_t name_space, const std::vector<BlockKey>& keys) {
+// Either record of a key, where the policy has it; the exact one before the lossy one.
+Block* TierStack::InRam(uint32_t name_space, const BlockKey& key) const {
+  for (const bool lossy : {false, true}) {
+    Block* block = index_.Find(key, lossy).block;
+    if (block != nullptr && block->name_space == name_space && policy_->Holds(*block)) return block;
+  }
+  return nullptr;
+}
+
+void TierStack::Touch(uint32_t name_space, const std::vector<BlockKey>& keys,
+                      const BlockKey& parent, ReuseHint hint) {
   index_.Prefetch(keys);
-  for (auto key = keys.rbegin(); key != keys.rend(); ++key) {
-    for (const bool lossy : {true, false}) {
-      Block* block = index_.Find(*key, lossy).block;
+  BlockUse use;
+  use.now = clock_.Now();
+  use.hint = hint;
+  if (parent != BlockKey{}) use.parent = InRam(name_space, parent);
+  for (const BlockKey& key : keys) {
+    Block* first = nullptr;
+    for (const bool lossy : {false, true}) {
+      Block* block = index_.Find(key, lossy).block;
       if (block == nullptr || block->name_space != name_space || !policy_->Holds(*block)) continue;
-      policy_->Touch(*block);
+      policy_->Touch(*block, use);
+      if (first == nullptr) first = block;
     }
+    use.grandparent = use.parent;
+    use.parent = first;
   }
 }
 
@@ -215,7 +238,9 @@ void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptio
   if (block != nullptr && block->reading) {
     ++stats_.reads_shared;
     block->transient = block->transient && !options.promote;
-    reading_[block]->fetches.push_back({std::move(done), options.deadline});
+    Waiting& joined = *reading_[block];
+    joined.fetches.push_back({std::move(done), options.deadline});
+    if (options.reuse_hint != ReuseHint::kUnknown) joined.hint = options.reuse_hint;
     return;
   }
   if ((block == nullptr && ssd_ == nullptr) || reading_.size() >= options_.max_waiting_fetches) {
@@ -235,6 +260,7 @@ void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptio
   block->transient = !options.promote;
   auto waiting = std::make_unique<Waiting>();
   waiting->fetches.push_back({std::move(done), options.deadline});
+  waiting->hint = options.reuse_hint;
   reading_.emplace(block, std::move(waiting));
   StartRead(block);
 }
@@ -269,11 +295,12 @@ void TierStack::FinishRead(Block* block, Status status) {
   const auto found = reading_.find(block);
   TIERCEL_CHECK(found != reading_.end());
   std::vector<Waiting::One> fetches = std::move(found->second->fetches);
+  const ReuseHint hint = found->second->hint;
   reading_.erase(found);
   block->reading = false;
   const Tier tier = block->device ? Tier::kDevice : Tier::kSsd;
   if (status && !block->doomed) {
-    EnterRam(block);
+    EnterRam(block, hint, /*came_back=*/true);
     ++block->pins;  // Over the answers: the last fetcher may let go at once.
     ++pins_;
     for (Waiting::One& one : fetches) Answer(block, one.done, tier);
@@ -334,7 +361,14 @@ Result<Reservation> TierStack::Reserve(const PutInfo& info, uint64_t record_byte
     }
   }
   if (record_bytes > UINT32_MAX) return Fail(Code::kInvalidArgument, "a record of over 4 GiB");
+  // What comes before it in its chain is no room for it.
+  Block* parent = info.chain_index > 0 ? InRam(info.name_space, info.parent) : nullptr;
+  if (parent != nullptr) ++parent->pins;
   Result<Extent> extent = AllocateEvicting(record_bytes, info.name_space);
+  if (parent != nullptr) {
+    --parent->pins;
+    policy_->Unpinned(*parent);
+  }
   if (!extent) {
     ++stats_.put_refused;
     return tl::unexpected<Error>(extent.error());
@@ -351,6 +385,7 @@ Result<Reservation> TierStack::Reserve(const PutInfo& info, uint64_t record_byte
   entry.chain_index = info.chain_index;
   entry.quality = info.quality;
   entry.record_bytes = static_cast<uint32_t>(record_bytes);
+  reservation.hint_ = info.reuse_hint;
   ++reserved_;
   return reservation;
 }
@@ -378,7 +413,7 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   reservation.stack_ = nullptr;
   --reserved_;
   ++stats_.puts;
-  EnterRam(block);
+  EnterRam(block, reservation.hint_, index_.WhyAbsent(block->key) == MissReason::kEvicted);
   WriteBehind(block, std::move(durable));
   return OkStatus();
 }
@@ -404,20 +439,19 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
   auto told = std::make_shared<DurableDone>(std::move(durable));
   SsdEntry entry = block->Entry();
   if (options_.demote_to && !*told) entry.demote_to = options_.demote_to(block->name_space);
-  const Status queued =
-      ssd_->Append(entry, {arena_->data(block->host), block->record_bytes},
-                   [this, block, told](Result<SsdEntry> stored) {
-                     writing_bytes_ -= block->record_bytes;
-                     Status status = OkStatus();
-                     if (stored) {
-                       status = Written(block, *stored);
-                     } else {
-                       ++stats_.write_behind_skipped;
-                       status = tl::unexpected<Error>(stored.error());
-                     }
-                     Unpin(block);
-                     if (*told) (*told)(std::move(status));
-                   });
+  const Status queued = ssd_->Append(entry, {arena_->data(block->host), block->record_bytes},
+                                     [this, block, told](Result<SsdEntry> stored) {
+                                       writing_bytes_ -= block->record_bytes;
+                                       Status status = OkStatus();
+                                       if (stored) {
+                                         status = Written(block, *stored);
+                                       } else {
+                                         ++stats_.write_behind_skipped;
+                                         status = tl::unexpected<Error>(stored.error());
+                                       }
+                                       Unpin(block);
+                                       if (*told) (*told)(std::move(status));
+                                     });
   if (queued) {
     writing_bytes_ += block->record_bytes;
     return;
@@ -446,9 +480,17 @@ Status TierStack::Written(Block* block, const SsdEntry& stored) {
 
 // ---- forgetting --------------------------------------------------------------------------------
 
-void TierStack::EnterRam(Block* block) {
+void TierStack::EnterRam(Block* block, ReuseHint hint, bool came_back) {
   arena_->SetOwner(block->host, block);
-  policy_->Add(*block);
+  BlockUse use;
+  use.now = clock_.Now();
+  use.hint = hint;
+  use.came_back = came_back;
+  if (block->chain_index > 0) use.parent = InRam(block->name_space, block->parent);
+  if (use.parent != nullptr && block->chain_index > 1) {
+    use.grandparent = InRam(block->name_space, use.parent->parent);
+  }
+  policy_->Add(*block, use);
   // A run is placed and found as one; across runs nothing is promised.
   block->counted = block->chain_index % kBlocksPerRun != 0;
   if (block->counted) index_.ChildEntered(block->parent);
@@ -463,13 +505,13 @@ void TierStack::LeaveRam(Block* block) {
 }
 
 Result<Extent> TierStack::AllocateEvicting(uint64_t bytes, uint32_t name_space) {
-  Result<Extent> extent = arena_->Allocate(bytes, name_space);
+  Result<Extent> extent = arena_->Allocate(bytes, name_space, MayGrow(name_space));
   if (extent || extent.error().code != Code::kResourceExhausted) return extent;
   const uint64_t unusable = arena_->free_bytes(name_space);
   stats_.evicted_for_hole_bytes += unusable;
   ++stats_.evicting_allocations;
   while (EvictFor(bytes, name_space)) {
-    extent = arena_->Allocate(bytes, name_space);
+    extent = arena_->Allocate(bytes, name_space, MayGrow(name_space));
     if (extent || extent.error().code != Code::kResourceExhausted) return extent;
   }
   return Fail(Code::kResourceExhausted, "everything in host memory is in use");
@@ -486,6 +528,10 @@ bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
     if (after.free) hole += after.bytes;
     return hole >= bytes;
   };
+  if (options_.host_quota && arena_->slab_bytes_of(name_space) < QuotaOf(name_space).reserve &&
+      TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/false)) {
+    return true;
+  }
   Block* victim = policy_->Victim(name_space, fits);
   if (victim == nullptr) return TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/true);
   // In an adopted slab there is no room before all of it is empty.
@@ -498,11 +544,11 @@ bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
   return true;
 }
 
-// Evicts blocks that lie together, `bytes` or more of them with the free runs between: of such holes
-// the one whose most recently used block was used longest ago. Seeds are tried coldest first, until
-// the next is no colder than the best hole's hottest block: a hole without a hotter block has a
-// colder seed in it, so none that is better is left. False, and nothing is done, when no seed grows
-// to a hole.
+// Evicts blocks that lie together, `bytes` or more of them with the free runs between: of such
+// holes the one whose most recently used block was used longest ago. Seeds are tried coldest first,
+// until the next is no colder than the best hole's hottest block: a hole without a hotter block has
+// a colder seed in it, so none that is better is left. False, and nothing is done, when no seed
+// grows to a hole.
 //
 // The best so far is taken after kMaxLooksWhenCold once it has no recently used block in it
 // (EvictionPolicy::RecentFrom), and in any case after kMaxLooks. A seed looks at one neighbour a
@@ -514,7 +560,7 @@ bool TierStack::MakeHole(uint32_t name_space, uint64_t bytes) {
   const uint64_t recent = policy_->RecentFrom(name_space);
   uint32_t looks = 0;
   policy_->VisitColdest(name_space, [&](Block& seed) {
-    if (seed.stamp >= hottest) return false;
+    if (policy_->Rank(seed) >= hottest) return false;
     if (arena_->adopted(seed.host.slab)) return true;
     const uint64_t its_hottest = GrowHole(&seed, bytes, hottest, &hole, &looks);
     if (its_hottest < hottest) {
@@ -528,32 +574,32 @@ bool TierStack::MakeHole(uint32_t name_space, uint64_t bytes) {
 }
 
 // Which neighbours of a block leave, the colder side first, so that `bytes` lie free together. That
-// order keeps the hottest of them as cold as it can be. Returns its stamp, or UINT64_MAX: something
-// in the way cannot go, or was used no earlier than used_before.
-uint64_t TierStack::GrowHole(Block* seed, uint64_t bytes, uint64_t used_before,
+// order keeps the hottest of them as cold as it can be. Returns its rank, or UINT64_MAX: something
+// in the way cannot go, or ranks no lower than ranked_before.
+uint64_t TierStack::GrowHole(Block* seed, uint64_t bytes, uint64_t ranked_before,
                              std::vector<Block*>* hole, uint32_t* looks) const {
   const uint32_t slab = seed->host.slab;
   uint64_t begin = seed->host.offset;
   uint64_t end = begin + seed->host.bytes;
-  uint64_t hottest = seed->stamp;
-  const auto age = [](const HostArena::Neighbour& side) -> uint64_t {
+  uint64_t hottest = policy_->Rank(*seed);
+  const auto rank = [this](const HostArena::Neighbour& side) -> uint64_t {
     if (side.bytes == 0) return UINT64_MAX;
     if (side.free) return 0;
     if (side.owner == nullptr || !EvictionPolicy::CanGo(*side.owner)) return UINT64_MAX;
-    return side.owner->stamp;
+    return policy_->Rank(*side.owner);
   };
   hole->assign(1, seed);
   auto before = arena_->Before(slab, begin);
   auto after = arena_->After(slab, end);
   *looks += 2;
   while (end - begin < bytes) {
-    const uint64_t age_before = age(before);
-    const uint64_t age_after = age(after);
-    if (std::min(age_before, age_after) >= used_before) return UINT64_MAX;
-    HostArena::Neighbour& side = age_before < age_after ? before : after;
-    hottest = std::max(hottest, age(side));
+    const uint64_t rank_before = rank(before);
+    const uint64_t rank_after = rank(after);
+    if (std::min(rank_before, rank_after) >= ranked_before) return UINT64_MAX;
+    HostArena::Neighbour& side = rank_before < rank_after ? before : after;
+    hottest = std::max(hottest, rank(side));
     if (side.owner != nullptr) hole->push_back(side.owner);
-    if (age_before < age_after) {
+    if (rank_before < rank_after) {
       begin = side.offset;
       side = arena_->Before(slab, begin);
     } else {
@@ -575,13 +621,30 @@ uint64_t TierStack::GrowHole(Block* seed, uint64_t bytes, uint64_t used_before,
   return hottest;
 }
 
+TierStack::HostQuota TierStack::QuotaOf(uint32_t name_space) const {
+  return options_.host_quota ? options_.host_quota(name_space) : HostQuota{};
+}
+
+bool TierStack::MayGrow(uint32_t name_space) const {
+  if (!options_.host_quota) return true;
+  return arena_->slab_bytes_of(name_space) + arena_->options().slab_bytes <=
+         QuotaOf(name_space).limit;
+}
+
 // Empties the slab of another name space, or with own_adopted an adopted one of its own, whose blocks
 // were used longest ago, on average, if that was before used_before. The arena then gives its memory
 // to who asks.
 bool TierStack::TakeSlab(uint32_t name_space, uint64_t used_before, bool own_adopted) {
+  const bool may_grow = MayGrow(name_space);
   std::optional<uint32_t> oldest;
   for (uint32_t slab = 0; slab < arena_->slabs(); ++slab) {
-    if (arena_->slab_owner(slab) == name_space && !(own_adopted && arena_->adopted(slab))) continue;
+    const uint32_t owner = arena_->slab_owner(slab);
+    if (owner == name_space) {
+      if (!own_adopted || !arena_->adopted(slab)) continue;
+    } else if (!may_grow || (options_.host_quota && arena_->slab_bytes_of(owner) <
+                                                        QuotaOf(owner).reserve + arena_->options().slab_bytes)) {
+      continue;
+    }
     uint64_t blocks = 0;
     double stamps = 0;
     bool can_go = true;

@@ -14,7 +14,8 @@
 //
 // A name space evicts its own blocks; from another it takes a whole slab at a time, and only one
 // that was used longer ago than its own coldest block, or when it has nothing of its own that can
-// go.
+// go, or when it has less than its reserve. None is taken that its owner needs for its own reserve,
+// and none by a name space that is at its limit.
 //
 // Invariants
 //   A block is visible only between Publish and its eviction; its bytes never change while it is.
@@ -99,26 +100,35 @@ class Reservation {
   TierStack* stack_ = nullptr;
   Extent extent_;
   SsdEntry entry_;
+  ReuseHint hint_ = ReuseHint::kUnknown;
 };
 
 class TierStack {
  public:
+  // Bytes of slabs. Others borrow what a name space leaves unused of its reserve, and give it back
+  // when it asks.
+  struct HostQuota {
+    uint64_t reserve = 0;
+    uint64_t limit = UINT64_MAX;
+  };
   struct Options {
     HostArena::Options host;
     uint64_t max_ghosts = 1 << 20;  // Forgotten keys remembered, to tell evicted from never seen.
     uint64_t max_waiting_fetches = 4096;  // SSD fetches under way.
     bool fault_injection = false;         // Allows CorruptForTest.
     uint64_t seed = 1;  // For policies that draw lots; the base policy draws none.
-    // Empty: TailFirstLru.
+    // Empty: the first of PolicyNames.
     std::function<std::unique_ptr<EvictionPolicy>(uint64_t seed)> make_policy;
     // Asked about a key that was never seen here, by one who knows more about keys than their bytes
     // (the scopes that an engine hash is stored under, say); empty, or kNone: never_seen it is.
     std::function<MissReason(uint32_t name_space, const BlockKey& key)> explain_absent;
     // Checks a record of the process before this one, when it is first served; empty: it is not checked.
     std::function<Status(ByteSpan record)> verify_record;
-    // The worst class that a name space lets its exact blocks have on SSD; empty: exact. Then what is
-    // written is the key's lossy record, and the exact one stays in RAM alone, as long as it stays.
-    // Not for blocks that Publish was given a `durable` for.
+    // What a name space may have of RAM; empty: no quotas.
+    std::function<HostQuota(uint32_t name_space)> host_quota;
+    // The worst class that a name space lets its exact blocks have on SSD; empty: exact. Then what
+    // is written is the key's lossy record, and the exact one stays in RAM alone, as long as it
+    // stays. Not for blocks that Publish was given a `durable` for.
     std::function<QualityClass(uint32_t name_space)> demote_to;
   };
 
@@ -130,6 +140,7 @@ class TierStack {
     uint32_t name_space = 0;
     uint32_t chain_index = 0;
     QualityClass quality = QualityClass::kExact;
+    ReuseHint reuse_hint = ReuseHint::kUnknown;  // What the writer knows of the chain's future.
   };
 
   struct Fetched {
@@ -142,6 +153,7 @@ class TierStack {
     Prefer prefer = Prefer::kGood;
     bool promote = true;         // Keep the RAM copy after the pins are gone.
     Nanos deadline = INT64_MAX;  // Then it is a miss, though the read goes on.
+    ReuseHint reuse_hint = ReuseHint::kUnknown;
   };
   using FetchDone = UniqueFunction<void(Fetched)>;
   // OK once the record is on SSD; an error when it will not be.
@@ -160,8 +172,10 @@ class TierStack {
   // Makes the Lookups and Fetches of these keys that follow cheaper; changes nothing else.
   void Prefetch(std::span<const BlockKey> keys) const { index_.Prefetch(keys); }
 
-  // Consecutive keys of one chain were used: the deepest becomes the oldest of them.
-  void Touch(uint32_t name_space, const std::vector<BlockKey>& keys);
+  // Consecutive keys of one chain were used: the deepest becomes the first of them to go. parent is
+  // the key before them, zero where there is none.
+  void Touch(uint32_t name_space, const std::vector<BlockKey>& keys, const BlockKey& parent = {},
+             ReuseHint hint = ReuseHint::kUnknown);
 
   // A RAM hit or a miss runs done before Fetch returns; an SSD hit from a later Poll. Two fetches
   // of one block share one read. Counts the hit or miss.
@@ -273,18 +287,21 @@ class TierStack {
   bool VerifyAdopted(Block* block);
   BlockIndex::Found Select(uint32_t name_space, const BlockKey& key, QualityClass min_class,
                            Prefer prefer, MissReason* reason) const;
+  Block* InRam(uint32_t name_space, const BlockKey& key) const;
   Result<Extent> AllocateEvicting(uint64_t bytes, uint32_t name_space);
   bool EvictFor(uint64_t bytes, uint32_t name_space);
   bool MakeHole(uint32_t name_space, uint64_t bytes);
-  uint64_t GrowHole(Block* seed, uint64_t bytes, uint64_t used_before, std::vector<Block*>* hole,
+  uint64_t GrowHole(Block* seed, uint64_t bytes, uint64_t ranked_before, std::vector<Block*>* hole,
                     uint32_t* looks) const;
   bool TakeSlab(uint32_t name_space, uint64_t used_before, bool own_adopted);
+  HostQuota QuotaOf(uint32_t name_space) const;
+  bool MayGrow(uint32_t name_space) const;
   // tier_stack_device.cc
   void DemoteAhead(uint32_t name_space);
   bool StoreOnDevice(Block* block);
   void LeaveDevice(Block* block);
   bool DropOldestOnDevice();
-  void EnterRam(Block* block);
+  void EnterRam(Block* block, ReuseHint hint, bool came_back);
   void LeaveRam(Block* block);
   void DropHostCopy(Block* block);
   void Forget(Block* block, MissReason why);

@@ -123,7 +123,7 @@ bool TierStack::AdoptRecord(const SnapshotRecord& record, uint32_t slab) {
   block->host = extent;
   block->hits = record.hits;
   block->unverified = true;
-  EnterRam(block);
+  EnterRam(block, ReuseHint::kUnknown, /*came_back=*/false);
   return true;
 }
 

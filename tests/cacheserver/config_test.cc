@@ -58,6 +58,25 @@ TEST(ConfigTest, ANamespaceSaysWhatItHoldsAndWhatItMayBecomeOnSsd) {
   EXPECT_THAT(ErrorOf("insecure: true\nnamespaces: [a, b, a]\n"), HasSubstr("'a' is here twice"));
 }
 
+TEST(ConfigTest, ANamespaceHasAReserveAndALimitOfRam) {
+  const auto config = LoadConfig("insecure: true\nmemory: {host: 64MiB, slab: 2MiB}\nnamespaces:\n- name: a\n  host_reserve: 32MiB\n  host_limit: 48MiB\n",
+                                 "node.yaml", {"shards=2"});
+  ASSERT_TRUE(config) << config.error().message;
+  EXPECT_EQ(config->namespaces[0].host_reserve, 32 * kMiB);
+  EXPECT_EQ(config->namespaces[0].host_limit, 48 * kMiB);
+  const auto again = LoadConfig(PrintConfig(*config), "printed", {});
+  ASSERT_TRUE(again) << again.error().message;
+  EXPECT_EQ(again->namespaces, config->namespaces);
+  const auto error = [](const std::string& one) {
+    return ErrorOf("insecure: true\nmemory: {host: 64MiB, slab: 2MiB}\nnamespaces: [" + one + "]\n");
+  };
+  EXPECT_THAT(error("{name: a, host_reserve: 40MiB}, {name: b, host_reserve: 40MiB}"), HasSubstr("'b': its host_reserve"));
+  EXPECT_THAT(error("{name: a, host_reserve: 4MiB, host_limit: 2MiB}"), HasSubstr("under its host_reserve"));
+  EXPECT_THAT(error("{name: a, host_limit: 1MiB}"), HasSubstr("no slab"));
+  EXPECT_THAT(error("{name: a, host_reserve: lots}"), HasSubstr("host_reserve: 'lots' is not a size"));
+  EXPECT_THAT(ErrorOf("insecure: true\npolicy: {eviction: fifo}\n"), HasSubstr("not one of hazard, lru"));
+}
+
 TEST(ConfigTest, ATypoIsNamedWithItsLineAndTheNearestKey) {
   EXPECT_THAT(ErrorOf("insecure: true\nmemory:\n  hots: 4GiB\n"),
               HasSubstr("node.yaml:3: unknown key 'memory.hots', did you mean 'memory.host'?"));

@@ -7,7 +7,7 @@
 
 #include "base/random.h"
 #include "tests/tiering/records.h"
-#include "tiering/eviction.h"
+#include "tiering/policy_lists.h"
 
 namespace tiercel {
 namespace {
@@ -219,7 +219,7 @@ class TailFirstLruTest : public ::testing::Test {
  protected:
   Block& Add(uint64_t n, uint32_t name_space = 1) {
     Block& block = *index_.Insert(EntryOf(n, QualityClass::kExact, name_space));
-    lru_.Add(block);
+    lru_.Add(block, {});
     return block;
   }
   Block* Victim(uint32_t name_space = 1) { return lru_.Victim(name_space, nullptr); }
@@ -233,7 +233,7 @@ TEST_F(TailFirstLruTest, TakesTheLeastRecentlyUsedOfTheNameSpace) {
   Block& b = Add(2);
   Block& other = Add(3, 2);
   EXPECT_EQ(Victim(), &a);
-  lru_.Touch(a);
+  lru_.Touch(a, {});
   EXPECT_EQ(Victim(), &b);
   EXPECT_EQ(Victim(2), &other);
   EXPECT_EQ(Victim(9), nullptr);
@@ -277,7 +277,7 @@ TEST_F(TailFirstLruTest, MatchesAModelUnderRandomUse) {
     if (what < 4 || some == nullptr) {
       if (model.size() < 200) model.push_back(&Add(next++));
     } else if (what < 6) {
-      lru_.Touch(*some);
+      lru_.Touch(*some, {});
       std::erase(model, some);
       model.push_back(some);
     } else if (what < 7) {

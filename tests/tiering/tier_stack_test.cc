@@ -11,6 +11,7 @@
 #include "base/random.h"
 #include "tests/tiering/records.h"
 #include "tests/tiering/temp_folder.h"
+#include "tiering/policy_lists.h"
 #include "tiering/ssd_rocksdb.h"
 
 namespace tiercel {
@@ -28,6 +29,10 @@ class TierStackTest : public ::testing::Test {
     options.host.slab_bytes = 2 * kMiB;
     options.fault_injection = true;
     options.demote_to = [this](uint32_t) { return demote_to_; };
+    options.make_policy = make_policy_;
+    if (!quotas_.empty()) {
+      options.host_quota = [this](uint32_t name_space) { return quotas_[name_space]; };
+    }
     std::unique_ptr<SsdStore> store;
     if (with_ssd) {
       SsdDisk::Options disk;
@@ -91,6 +96,8 @@ class TierStackTest : public ::testing::Test {
   TempFolder folder_;
   std::function<ByteSpan(SsdEntry*, ByteSpan)> recode_;
   QualityClass demote_to_ = QualityClass::kExact;
+  std::function<std::unique_ptr<EvictionPolicy>(uint64_t)> make_policy_;
+  std::map<uint32_t, TierStack::HostQuota> quotas_;
   std::unique_ptr<SsdDisk> disk_;
   std::unique_ptr<TierStack> stack_;
 };
@@ -138,6 +145,70 @@ TEST_F(TierStackTest, KeepsTheBetterRecordAndServesNoWorseThanAccepted) {
   EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kExact);
   accepts.prefer = Prefer::kSmall;
   EXPECT_EQ(Fetch(1, kSpace, accepts).pin.quality(), QualityClass::kNear);
+}
+
+// The base policy, and what it was told.
+class ToldPolicy final : public ListPolicy {
+ public:
+  explicit ToldPolicy(std::vector<std::string>* told) : ListPolicy(1), told_(told) {}
+
+ private:
+  size_t Place(Block& block, const BlockUse& use, bool added) override {
+    std::string parent = use.parent == nullptr ? "none" : std::to_string(use.parent->chain_index);
+    told_->push_back((added ? "add " : "touch ") + std::to_string(block.chain_index) + " after " +
+                     parent + " " + std::string(Name(use.hint)) +
+                     (use.came_back ? " came back" : ""));
+    return 0;
+  }
+  std::vector<std::string>* told_;
+};
+
+TEST_F(TierStackTest, ThePolicyIsToldOfHintsParentsAndWhatCameBack) {
+  std::vector<std::string> told;
+  make_policy_ = [&](uint64_t) { return std::make_unique<ToldPolicy>(&told); };
+  Open(false, 2 * kMiB);
+  for (uint64_t i = 0; i < 2; ++i) {
+    auto info = Info(i, i);
+    info.reuse_hint = ReuseHint::kLikely;
+    ASSERT_TRUE(Put(info, i));
+  }
+  stack_->Touch(kSpace, {KeyOf(0)}, {}, ReuseHint::kUnlikely);
+  stack_->Touch(kSpace, {KeyOf(1)}, KeyOf(0), ReuseHint::kDone);
+  EXPECT_THAT(told, ::testing::ElementsAre("add 0 after none likely", "add 1 after 0 likely",
+                                           "touch 0 after none unlikely", "touch 1 after 0 done"));
+  for (uint64_t i = 100; i < 150; ++i) ASSERT_TRUE(Put(i));
+  ASSERT_EQ(Fetch(0).reason, MissReason::kEvicted);
+  told.clear();
+  ASSERT_TRUE(Put(0));
+  EXPECT_THAT(told, ::testing::ElementsAre("add 0 after none unknown came back"));
+  Close();
+}
+
+TEST_F(TierStackTest, AFloodLeavesAReserveAloneAndGivesBackWhatItBorrowed) {
+  quotas_[kSpace] = {4 * kMiB, UINT64_MAX};
+  Open(false, 8 * kMiB);
+  const auto flood = [&](uint64_t from) {
+    for (uint64_t i = from; i < from + 400; ++i) {
+      auto info = Info(i);
+      info.name_space = kOtherSpace;
+      ASSERT_TRUE(Put(info, i));
+    }
+  };
+  flood(10'000);
+  EXPECT_GT(stack_->arena().slab_bytes_of(kOtherSpace), 4 * kMiB) << "what nobody uses is lent";
+  for (uint64_t i = 0; i < 60; ++i) ASSERT_TRUE(Put(i));  // 3 MB.
+  flood(20'000);
+  for (uint64_t i = 0; i < 60; ++i) EXPECT_TRUE(Fetch(i).pin) << i;
+  EXPECT_EQ(stack_->arena().slab_bytes_of(kSpace), 4 * kMiB);
+}
+
+TEST_F(TierStackTest, ANameSpaceAtItsLimitEvictsItsOwn) {
+  quotas_[kSpace] = {0, 4 * kMiB};
+  Open(false, 8 * kMiB);
+  for (uint64_t i = 0; i < 300; ++i) ASSERT_TRUE(Put(i));
+  EXPECT_EQ(stack_->arena().slab_bytes_of(kSpace), 4 * kMiB);
+  EXPECT_TRUE(Fetch(299).pin);
+  EXPECT_EQ(Fetch(0).reason, MissReason::kEvicted);
 }
 
 TEST_F(TierStackTest, ForgetsTheTailOfAChainBeforeItsHead) {
@@ -237,9 +308,11 @@ TEST_F(TierStackTest, WhatIsOnSsdMayBeFewerBytesThanWhatIsInRam) {
   EXPECT_EQ(before.ssd.recoded, 8u);
   EXPECT_EQ(before.ssd.recoded_from_bytes, 8 * 50'000u);
   EXPECT_EQ(before.ssd.written_bytes, 8 * 25'000u);
-  for (uint64_t n = 0; n < 200; ++n) ASSERT_TRUE(Put(Info(2000 + n), 2000 + n, 49'000));  // Out of RAM.
+  for (uint64_t n = 0; n < 200; ++n)
+    ASSERT_TRUE(Put(Info(2000 + n), 2000 + n, 49'000));  // Out of RAM.
   WaitForDisk();
-  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(1003), QualityClass::kExact, Prefer::kGood).record_bytes, 25'000u);
+  EXPECT_EQ(stack_->Lookup(kSpace, KeyOf(1003), QualityClass::kExact, Prefer::kGood).record_bytes,
+            25'000u);
   const auto fetched = Fetch(1003);
   EXPECT_EQ(fetched.tier, Tier::kSsd);
   EXPECT_EQ(fetched.pin.record().size(), 25'000u);
@@ -247,7 +320,8 @@ TEST_F(TierStackTest, WhatIsOnSsdMayBeFewerBytesThanWhatIsInRam) {
   uint64_t sum = 0;
   for (const uint64_t first : {1000, 2000}) {
     for (uint64_t n = 0; n < (first == 1000 ? 8 : 200); ++n) {
-      sum += stack_->Lookup(kSpace, KeyOf(first + n), QualityClass::kExact, Prefer::kGood).record_bytes;
+      sum += stack_->Lookup(kSpace, KeyOf(first + n), QualityClass::kExact, Prefer::kGood)
+                 .record_bytes;
     }
   }
   EXPECT_EQ(stack_->stats().record_bytes, sum);

@@ -1,0 +1,140 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/conformance/policy_conformance.h"
+#include "tiering/policy_hazard.h"
+#include "tiering/policy_reuse.h"
+#include "tiering/policy_simulate.h"
+
+namespace tiercel {
+namespace {
+
+using ::testing::HasSubstr;
+
+INSTANTIATE_TEST_SUITE_P(All, PolicyConformance, ::testing::ValuesIn(PolicyNames()));
+
+TEST(PolicyTest, AnUnknownNameIsToldWithThoseThatExist) {
+  const auto made = MakePolicy("fifo", 1);
+  ASSERT_FALSE(made);
+  EXPECT_EQ(made.error().code, Code::kInvalidArgument);
+  EXPECT_THAT(made.error().message, HasSubstr("s3fifo"));
+}
+
+// Conversations of three turns, a minute between them, that end half of the time after the first.
+Trace Conversations(int n) {
+  std::string text;
+  SplitMix64 random(9);
+  std::vector<std::pair<uint64_t, std::string>> lines;
+  for (int c = 0; c < n; ++c) {
+    const uint64_t begins = 1000u * static_cast<uint64_t>(c);
+    const bool goes_on = random.Below(2) == 0;
+    std::string ids = "0";
+    int next = 0;
+    for (int turn = 0; turn < (goes_on ? 3 : 1); ++turn) {
+      for (int i = 0; i < 10; ++i) ids += fmt::format(", {}", 1000 + 100 * c + next++);
+      lines.emplace_back(begins + 60'000u * static_cast<uint64_t>(turn), ids);
+    }
+  }
+  std::stable_sort(lines.begin(), lines.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (const auto& [at, ids] : lines)
+    text += fmt::format("{{\"timestamp\": {}, \"hash_ids\": [{}]}}\n", at, ids);
+  return *ParseTrace(text);
+}
+
+double Ratio(const Trace& trace, std::string_view policy, uint64_t blocks, TraceHints hints) {
+  return Simulate(trace, policy, blocks, hints, 1)->ratio();
+}
+
+TEST(HazardPolicyTest, HonestHintsAreWorthMoreThanNoneAndNoneIsNoWorseThanLru) {
+  const Trace trace = Conversations(3000);
+  const uint64_t blocks = 1200;  // What goes on fits, and not what does not as well.
+  const double lru = Ratio(trace, "lru", blocks, TraceHints::kNone);
+  const double none = Ratio(trace, "hazard", blocks, TraceHints::kNone);
+  const double half = Ratio(trace, "hazard", blocks, TraceHints::kHalf);
+  const double honest = Ratio(trace, "hazard", blocks, TraceHints::kHonest);
+  EXPECT_GE(none, 0.97 * lru);
+  EXPECT_GT(half, none);
+  EXPECT_GT(honest, 1.05 * half);
+  EXPECT_LE(honest, Optimum(trace, blocks).ratio() + 1e-9);
+}
+
+TEST(HazardPolicyTest, WrongHintsCostLittle) {
+  const Trace trace = Conversations(3000);
+  EXPECT_GT(Ratio(trace, "hazard", 1200, TraceHints::kNoisy),
+            Ratio(trace, "hazard", 1200, TraceHints::kNone));
+}
+
+TEST(ReuseModelTest, LearnsHowLikelyAndHowSoonEachClassComesBack) {
+  ReuseModel model(1, 2);
+  SplitMix64 random(3);
+  uint64_t next = 1;
+  // Class 0 never comes back; class 1 does 100 ticks later.
+  std::vector<std::pair<uint32_t, uint64_t>> due;
+  for (uint32_t tick = 1; tick < 20'000; ++tick) {
+    model.Use(next++ * 0x9e3779b97f4a7c15, 0, tick);
+    const uint64_t key = next++ * 0x9e3779b97f4a7c15;
+    model.Use(key, 1, tick);
+    due.emplace_back(tick + 100, key);
+    if (tick > 100) model.Use(due[tick - 101].second, 0, tick);
+    model.Evicted(400, tick);
+  }
+  EXPECT_LT(model.ComesBack(0), 0.1);
+  EXPECT_GT(model.ComesBack(1), 0.9);
+  EXPECT_GT(model.Worth(1, 50), 5 * model.Worth(0, 50));
+  EXPECT_LE(model.samples(), size_t{1} << 16);
+}
+
+TEST(ReuseModelTest, SamplesLessOfALargerCache) {
+  ReuseModel model(1, 1, {}, 1024);
+  for (uint32_t n = 0; n < 100'000; ++n) {
+    model.Use(n * 0xd1342543de82ef95, 0, n / 100);
+    model.Evicted(50'000, n / 100);
+  }
+  EXPECT_LE(model.samples(), 1024u);
+  EXPECT_GE(model.samples(), 100u);
+}
+
+TEST(PolicySimulateTest, TheOptimumOfALoopThatDoesNotFitIsKnown) {
+  // Three blocks in turn through a cache of two: LRU never hits, the optimum keeps two of them.
+  std::string text;
+  for (int i = 0; i < 300; ++i)
+    text += fmt::format("{{\"timestamp\": {}, \"hash_ids\": [{}]}}\n", i, i % 3);
+  const Trace trace = *ParseTrace(text);
+  EXPECT_EQ(trace.footprint, 3u);
+  EXPECT_EQ(trace.seen_before, 297u);
+  EXPECT_EQ(Simulate(trace, "lru", 2, TraceHints::kNone, 1)->hits, 0u);
+  EXPECT_NEAR(Optimum(trace, 2).ratio(), 0.66, 0.01);
+  EXPECT_NEAR(Simulate(trace, "lru", 3, TraceHints::kNone, 1)->ratio(), 0.99, 0.001);
+}
+
+TEST(PolicySimulateTest, NoPolicyBeatsTheOptimum) {
+  const Trace trace = Conversations(400);
+  for (const uint64_t blocks : {50u, 200u, 800u}) {
+    const uint64_t most = Optimum(trace, blocks).hits;
+    for (const std::string& name : PolicyNames()) {
+      EXPECT_LE(Simulate(trace, name, blocks, TraceHints::kHonest, 1)->hits, most)
+          << name << " at " << blocks;
+    }
+  }
+}
+
+TEST(PolicySimulateTest, ABadLineIsNamed) {
+  const auto message = [](std::string_view text) {
+    const auto trace = ParseTrace(text);
+    return trace ? std::string("none") : trace.error().message;
+  };
+  EXPECT_THAT(message("{\"timestamp\": 1, \"hash_ids\": [1]}\n{\"timestamp\": 2}\n"),
+              HasSubstr("line 2: \"hash_ids\""));
+  EXPECT_THAT(message("{\"hash_ids\": [1]}"), HasSubstr("line 1: \"timestamp\""));
+  EXPECT_THAT(message("{\"timestamp\": 1, \"hash_ids\": [1, x]}"), HasSubstr("no whole number"));
+  EXPECT_THAT(message("{\"timestamp\": 1, \"hash_ids\": [1"), HasSubstr("does not end"));
+  EXPECT_THAT(
+      message("{\"timestamp\": 5, \"hash_ids\": [1]}\n{\"timestamp\": 4, \"hash_ids\": [1]}"),
+      HasSubstr("line 2: \"timestamp\" is before"));
+  EXPECT_EQ(ReadTrace("/no/such/file").error().code, Code::kNotFound);
+}
+
+}  // namespace
+}  // namespace tiercel
