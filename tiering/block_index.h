@@ -60,7 +60,8 @@ struct Block {
   uint32_t hits = 0;   // Kept on SSD, too.
   uint32_t slot = 0;   // The index's own; 0: no longer in it.
   uint64_t stamp = 0;  // Of the last use, in the policy's own count.
-  uint32_t used = 0;   // When that was, in the policy's ticks; the next three are the policy's, too.
+  uint32_t used = 0;   // When that was, in the policy's ticks; the next four are the policy's, too.
+  uint32_t order = 0;
   uint8_t list = 0;
   uint8_t uses = 0;
   uint8_t turn = 0;

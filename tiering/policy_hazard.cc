@@ -11,7 +11,9 @@ constexpr size_t kTips = kUses * kStates;  // A class a hint.
 constexpr size_t kClasses = kTips + 4;
 constexpr int kWorthShift = 54;
 constexpr int kUsedShift = 22;
-constexpr uint64_t kDeepest = (uint64_t{1} << kUsedShift) - 1;
+constexpr int kOrderShift = 12;
+constexpr uint64_t kOrders = uint64_t{1} << (kUsedShift - kOrderShift);
+constexpr uint64_t kDeepest = (uint64_t{1} << kOrderShift) - 1;
 // A child that comes this long after its parent's last use belongs to another request.
 constexpr uint32_t kSameRequest = 150;
 
@@ -91,8 +93,10 @@ void HazardPolicy::Chosen(const Block& /*block*/) { model_.Evicted(size(), tick_
 uint64_t HazardPolicy::Rank(const Block& block) const {
   uint64_t worth = model_.Worth(block.list, tick_now() - block.used);
   if (worth == 0 && hints_and_turns_) worth = Untaught(block.list);
-  // Of equal worth the older one goes, and of one chain the deeper.
+  // Of equal worth the one used longer ago goes; of one tick, as their chains came; of one chain
+  // the deeper.
   return worth << kWorthShift | uint64_t{block.used} << kUsedShift |
+         block.order % kOrders << kOrderShift |
          (kDeepest - std::min<uint64_t>(block.chain_index, kDeepest));
 }
 

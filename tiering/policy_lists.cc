@@ -88,6 +88,7 @@ void ListPolicy::Add(Block& block, const BlockUse& use) {
   const bool together = use.parent != nullptr && now_ - use.parent->used <= kTogether;
   const size_t list = Place(block, use, /*added=*/true);
   block.used = together ? use.parent->used : now_;  // A chain's is one.
+  block.order = together ? use.parent->order : ++order_;
   Insert(space, block, list, together ? use.parent : nullptr);
   space.stuck = false;
   ++size_;
@@ -99,6 +100,7 @@ void ListPolicy::Touch(Block& block, const BlockUse& use) {
   const bool together = use.parent != nullptr && now_ - use.parent->used <= kTogether;
   const size_t list = Place(block, use, /*added=*/false);
   block.used = together ? use.parent->used : now_;  // A chain's is one.
+  block.order = together ? use.parent->order : ++order_;
   if (list >= n_lists_) return;                     // It stays where it is.
   Unlink(space, block);
   Insert(space, block, list, together ? use.parent : nullptr);
