@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests/eval/run levels", description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--sequences", type=int, default=2, help="test sequences a domain (2)")
     parser.add_argument("--domains", nargs="+", default=["debian-reference/test", "python-source"])
-    parser.add_argument("--strengths", nargs="+", type=float, default=[0.35, 0.5, 0.7, 1.0])
+    parser.add_argument("--strengths", nargs="+", type=float, help="of levels; the first is cut into bands, too",
+                        default=[0.5, 0.35, 0.7, 1.0])
     parser.add_argument("--workers", type=int, default=2, help="of calibration")
     chosen = parser.parse_args(arguments)
     folder = models.folder("smollm2", quality.CACHE)
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
                     same = below + (np.log(kl) - a) * (above - below) / (b - a)
                     part = f"  {bits / same:.3f} of one step's bits at that KL"
                 print(f"  {name:<42} {bits:6.3f} bits  KL {kl:.2e}{part}", flush=True)
-        artifact = dict(variants)["levels 0.5"]
+        name, artifact = variants[1]
         kv = replay.prefix(sequences[0][:PREFIX])
         rule = _ec.bands
         for scale in (0.9, 3.2):
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
                 _ec.bands = lambda tokens, count=count: count
                 line.append(f"{count}: {compress(kv, _ec.codec('EC-X', base * scale, artifact), BLOCK)[1]:.3f}")
             _ec.bands = rule
-            print(f"  levels 0.5, first sequence, bits by the count of bands  {', '.join(line)}", flush=True)
+            print(f"  {name}, first sequence, bits by the count of bands  {', '.join(line)}", flush=True)
     return 0
 
 
