@@ -206,6 +206,7 @@ Result<int> ShowArtifact(const std::string& path) {
   fmt::print("about      {}\n", artifact->about());
   fmt::print("model      {} layers, {} kv heads, dim {}/{}; {} rotated dims\n", artifact->layers(), artifact->kv_heads(),
              artifact->head_dim(SegmentKind::kK), artifact->head_dim(SegmentKind::kV), artifact->rope().size() * 2);
+  fmt::print("levels     {}\n", artifact->has_levels() ? "of each token, foretold from its key" : "none: all tokens have one step");
   fmt::print("\n{:<6} {:<9} {:>12} {:>10} {:>10}\n", "codec", "class", "step", "mean KL", "bits");
   for (const QualityStep& step : artifact->steps()) {
     fmt::print("{:<6} {:<9} {:>12.4g} {:>10.2e} {:>10.3f}\n", Name(step.codec), Name(step.quality), step.step, step.mean_kl,

@@ -303,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     replay = Replay(models.folder("smollm2", cache))
     artifact = calibrate.blank(replay)
     setup = worker.Setup(models.folder("smollm2", cache), prefix, suffix, 256, artifact)
-    measured = quality.measured(setup, "smollm2", 16, 2)
+    measured = quality.measured(setup, "smollm2", quality.CALIBRATION[0], 16, 2)
     calibrate.transforms_into(artifact, measured, 1.0)
     kept = cache / f"importance-smollm2-{chosen.calibration}.pickle"
     if kept.exists():

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tiercel._ec import CLASS_BITS, SEGMENT_BITS, Place
+from tiercel._ec import Place
 
+SEGMENT_BITS = 8 * (32 + 72)  # A segment's directory entry and one stream's states and length.
 Size = Callable[[np.ndarray], float]  # u16 [tokens, heads * dim] -> bits.
 
 
@@ -39,7 +40,7 @@ def lle(header: Path) -> Size:
         symbol = np.where(np.abs(centred) <= 7, centred + 7, 15)
         index = np.arange(len(symbol))[:, None] * 16 + symbol
         counts = np.bincount(index.ravel(), minlength=16 * len(symbol)).reshape(-1, 16)
-        payload = (counts @ costs.T).min(axis=1) + 8 * counts[:, 15] + CLASS_BITS + 8
+        payload = (counts @ costs.T).min(axis=1) + 8 * counts[:, 15] + 16  # Class and base.
         return float(payload.sum()) + 8.0 * words.size + SEGMENT_BITS
 
     return size

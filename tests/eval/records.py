@@ -17,10 +17,18 @@ except ImportError:  # The tree's Python alone.
     _codec = None
 
 NAMES = ("EC-X", "EC-K", "EC-C", "LLE")
+NO_LEVELS = ", no levels"  # Behind a codec's name: all tokens have the step of the class.
 
 
-def available() -> bool:
-    return _codec is not None
+def missing(artifact: Artifact) -> str:
+    """Why there are no records of that artifact; empty: there are."""
+    if _codec is None:
+        return "the package's extension is not at hand"
+    try:
+        _codec.load_artifact(artifact.dump())
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 class Records:

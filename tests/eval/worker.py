@@ -2,7 +2,7 @@
 
     measure   one calibration sequence --> moments of KV and gradients
     replay    one test sequence --> for each codec, bits and what the model then says, token by token
-    needle    one prompt with a key hidden in it --> whether each codec still lets the model repeat it
+    needle    one prefix with keys hidden in it --> whether each codec still lets the model repeat them
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class Setup:
-    """The same in every worker. measured and artifact are None until calibration is done."""
+    """The same in every worker. measured and plain are None, and the artifact blank, until calibration is done."""
 
     folder: Path
     prefix: int
@@ -33,6 +33,8 @@ class Setup:
     block: int
     artifact: Artifact
     measured: Measured | None = None
+    plain: Artifact | None = None  # Without levels.
+    records: bool = True  # Whether the extension can code with these artifacts.
 
 
 @dataclass
@@ -58,8 +60,9 @@ def start(setup: Setup) -> None:
     _state.update(setup=setup, replay=Replay(setup.folder))
     if setup.measured:
         _state["kvtc"] = Kvtc(setup.artifact, setup.measured)
-        if records.available():
-            _state["records"] = records.Records(setup.artifact)
+        if setup.records:
+            _state["records"] = {"": records.Records(setup.artifact),
+                                 records.NO_LEVELS: records.Records(setup.plain)}
 
 
 def codec(name: str, setting: float) -> _ec.Codec:
@@ -69,8 +72,10 @@ def codec(name: str, setting: float) -> _ec.Codec:
         return _state["kvtc"].codec(setting)
     if name == "EC-C, one step":
         return _ec.codec("EC-C", setting)
-    if name in ("EC-X", "EC-K", "EC-C"):
+    if name in records.NAMES:
         return _ec.codec(name, setting, setup.artifact)
+    if name.endswith(records.NO_LEVELS):
+        return _ec.codec(name.removesuffix(records.NO_LEVELS), setting, setup.plain)
     return fixed_rate(setup.artifact.layers)[name]
 
 
@@ -86,8 +91,9 @@ def coded(kv, name: str, setting: float):
     from tiercel._replay import compress
 
     block = _state["setup"].block
-    if name in records.NAMES and "records" in _state:
-        return _state["records"].compress(kv, name, setting, block, EXACT_TOKENS)
+    bare = name.removesuffix(records.NO_LEVELS)
+    if bare in records.NAMES and "records" in _state:
+        return _state["records"][name[len(bare):]].compress(kv, bare, setting, block, EXACT_TOKENS)
     return compress(kv, codec(name, setting), block, EXACT_TOKENS)
 
 
@@ -120,19 +126,18 @@ def replay(job: tuple[list[int], list[tuple[str, float]], bool]) -> list[Point]:
     return out
 
 
-def needle(job: tuple[list[int], list[int], list[tuple[str, float]]]) -> list[bool]:
-    """Whether the greedy tokens after the prompt are the key: exact first, then each codec.
+def needle(job: tuple[list[int], list[tuple[list[int], list[int]]], list[tuple[str, float]]]) -> list[list[bool]]:
+    """Of each question about a prefix whether the greedy tokens after it are the key: exact first, then each codec.
 
-    The last suffix tokens of the prompt (the question) are not coded, as they are not in a cached prefix.
+    Teacher-forced: the key is repeated greedily if and only if each of its tokens is the likeliest.
     """
-    ids, key, points = job
-    setup, model = _state["setup"], _state["replay"]
-    cut = setup.prefix
-    kv = model.prefix(ids[:cut])
-    out = []
+    ids, asked, points = job
+    model = _state["replay"]
+    kv = model.prefix(ids)
+    right: list[list[bool]] = [[] for _ in asked]
     for choice in [None, *points]:
         given = kv if choice is None else coded(kv, *choice)[0]
-        # Teacher-forced: the key is repeated greedily if and only if each of its tokens is the likeliest.
-        said = model.log_probabilities(given, ids[cut:] + key[:-1]).argmax(-1)[len(ids) - cut - 1:]
-        out.append(said.tolist() == key)
-    return out
+        for (question, key), out in zip(asked, right):
+            said = model.log_probabilities(given, question + key[:-1]).argmax(-1)[len(question) - 1:]
+            out.append(said.tolist() == key)
+    return right

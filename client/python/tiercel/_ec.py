@@ -1,8 +1,9 @@
 """Reference of EC-C, EC-K and EC-X in numpy: what the values become, and about how many bits they take.
 
-The values are those of docs/artifact-format.md; the bits are the costs of the coder's frozen tables, with a
-byte for the class of each column and the fixed bytes of a segment, not those of a written record: calibration
-needs them where no compiled codec is at hand. K and V of one layer are float arrays [heads, tokens, dim].
+The values are those of docs/artifact-format.md and docs/block-format.md; the bits are the costs of the coder's
+frozen tables, the integer lists of levels, classes and means, and the fixed bytes of a segment, not those of a written
+record: calibration needs them where no compiled codec is at hand. K and V of one layer are float arrays
+[heads, tokens, dim]. Where the artifact has levels, each token has a step of its own (version 2 of the segments).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from ._transforms import rotate
 from .artifact import WHOLE_LAYER, Artifact, K, V
 
 MAX_VALUE = (1 << 14) - 1
-CLASS_BITS = 8  # A column's class.
-SEGMENT_BITS = 8 * (32 + 72)  # A segment's directory entry and one stream's states and length.
+RANKS = 88  # Classes of a column.
+SEGMENT_BITS = 8 * 286  # Of a segment beside what is counted: entry, header, states, padding, as in records.
+CARGO_BITS = 8 * 60  # Of means, in the states.
 
 # kernels/rans_frozen.h, kQuantizedFrequencies: symbol s is value s - 7, symbol 15 the escape.
 FREQUENCIES = np.array((
@@ -57,8 +59,24 @@ _COSTS = -np.log2(FREQUENCIES / 4096)  # [table][symbol], bits.
 _WIDE = 23  # Tables from here on serve columns whose low bits stand apart.
 
 
-def column_bits(q: np.ndarray) -> np.ndarray:
-    """Bits of each column of integers [columns, tokens] under its best table and shift (kernels/rans_core.h)."""
+def list_bits(values: np.ndarray) -> int:
+    """Of an integer list, in the shortest of its ways."""
+    values = np.asarray(values, np.int64)
+    least = 0.0
+    for way, plain in enumerate((values, np.diff(values, prepend=0))):
+        code = np.where(plain >= 0, 2 * plain, -2 * plain - 1)
+        for order in range(16):
+            length = np.frexp((code + (1 << order)).astype(np.float64))[1]
+            bits = float((2 * length - 1 - order).sum())
+            least = bits if way == order == 0 else min(least, bits)
+    return 5 + int(least)
+
+
+def class_bits(q: np.ndarray) -> np.ndarray:
+    """Of columns of integers [columns, tokens], bits in every class: f64 [columns, RANKS].
+
+    The shift is the encoder's choice (kernels/rans_core.h), the table free; what may not be is infinite.
+    """
     q = np.asarray(q, np.int64)
     columns, tokens = q.shape
     total = np.abs(q).sum(axis=1)
@@ -69,11 +87,43 @@ def column_bits(q: np.ndarray) -> np.ndarray:
     reduced = (q + half[:, None]) >> shift[:, None]
     symbol = np.where(np.abs(reduced) <= 7, reduced + 7, 15)
     counts = np.bincount((np.arange(columns)[:, None] * 16 + symbol).ravel(), minlength=16 * columns).reshape(-1, 16)
-    costs = counts @ _COSTS.T
-    best = np.where(shift > 0, costs[:, _WIDE:].min(axis=1), costs.min(axis=1))
     code = np.where(reduced >= 0, 2 * reduced, -2 * reduced - 1) - 15
     escapes = 8.0 * (symbol == 15).sum(axis=1) + 16.0 * ((symbol == 15) & (code >= 255)).sum(axis=1)
-    return np.where(total == 0, 0.0, best + escapes + shift * tokens) + CLASS_BITS
+    costs = counts @ _COSTS.T + (escapes + shift * tokens)[:, None]
+    out = np.full((columns, RANKS), np.inf)
+    out[total == 0, 0] = 0
+    plain = shift == 0
+    out[plain, 1:32] = costs[plain]
+    for k in range(1, 8):
+        mine = np.flatnonzero(shift == k)
+        out[mine[:, None], np.arange(24 + 8 * k, 32 + 8 * k)] = costs[mine][:, _WIDE:]
+    return out
+
+
+def bands(tokens: int) -> int:
+    """Into how many an encoder cuts tokens that have levels."""
+    return 4 if tokens % 128 == 0 else 2 if tokens % 64 == 0 else 1
+
+
+def matrix_bits(q: np.ndarray, levels: np.ndarray | None, exact: int = 0) -> float:
+    """Of integers [columns, tokens] with the classes of their columns and, where given, the levels [tokens].
+
+    The first `exact` tokens are zeros: nothing is sent for their levels, and they come last.
+    """
+    columns, tokens = q.shape
+    if levels is None or not levels[exact:].any():
+        costs = class_bits(q)
+        return float(costs.min(axis=1).sum()) + list_bits(costs.argmin(axis=1))
+    order = np.concatenate([exact + np.argsort(-levels[exact:], kind="stable"), np.arange(exact)])
+    count = bands(tokens)
+    costs = class_bits(q[:, order].reshape(columns * count, -1)).reshape(columns, count, RANKS)
+    ranks = costs.argmin(axis=2)
+    bits = float(costs.min(axis=2).sum()) + list_bits(levels[exact:]) + list_bits(ranks[:, 0]) + 8 * (count - 1)
+    for before, after in zip(ranks.T, ranks.T[1:]):
+        both = np.sort((after - before)[(before > 0) & (after > 0)])
+        offset = int(both[(len(both) - 1) // 2]) if len(both) else 0
+        bits += list_bits(after - np.clip(before + offset, 0, RANKS - 1))
+    return bits
 
 
 @dataclass(frozen=True)
@@ -100,55 +150,76 @@ def bf16(x: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _klt(x: np.ndarray, artifact: Artifact, place: Place, kind: int, step: float,
+def _finer(levels: np.ndarray | None, tokens: int) -> np.ndarray:
+    """What a token's level makes of the step: f32 [tokens, 1]."""
+    return np.exp2(-(np.zeros(tokens) if levels is None else levels)[:, None] / 2).astype(np.float32)
+
+
+def _spent(q: np.ndarray, levels: np.ndarray | None, place: Place) -> float:
+    """Bits of integers [tokens, columns], block by block; tokens before the first are exact and so zeros."""
+    bits = 0.0
+    for b in place.blocks(len(q)):
+        exact = (place.first + b.start) % place.block
+        padded = np.pad(q[b], ((exact, 0), (0, 0)))
+        bits += matrix_bits(padded.T, None if levels is None else np.pad(levels[b], (exact, 0)), exact)
+    return bits
+
+
+def _klt(x: np.ndarray, levels: np.ndarray | None, artifact: Artifact, place: Place, kind: int, step: float,
          whole: bool) -> tuple[np.ndarray, float]:
     """EC-X (whole) or EC-K of one plane [heads, tokens, dim] before rotation."""
     heads, tokens, dim = x.shape
     out = np.empty_like(x)
-    bits = 0.0
+    finer = _finer(levels, tokens)
+    coefficients = []
     groups = [(WHOLE_LAYER, slice(0, heads))] if whole else [(h, slice(h, h + 1)) for h in range(heads)]
     for group, part in groups:
         t = artifact.transforms[place.layer, kind, group]
         rows = x[part].transpose(1, 0, 2).reshape(tokens, -1)
-        q = np.rint((rows - t.mean) @ t.analysis.T / np.float32(step)).clip(-MAX_VALUE, MAX_VALUE)
-        back = (q @ t.synthesis.T.astype(np.float32)) * (t.scale * np.float32(step)) + t.mean
+        q = np.rint((rows - t.mean) @ t.analysis.T / (np.float32(step) * finer)).clip(-MAX_VALUE, MAX_VALUE)
+        back = (q @ t.synthesis.T.astype(np.float32)) * (t.scale * np.float32(step)) * finer + t.mean
         out[part] = back.reshape(tokens, -1, dim).transpose(1, 0, 2)
-        bits += sum(float(column_bits(q[b].T).sum()) for b in place.blocks(tokens))
-    return out, bits
+        coefficients.append(q)
+    return out, _spent(np.concatenate(coefficients, axis=1), levels, place)
 
 
-def _channels(x: np.ndarray, place: Place, steps: np.ndarray) -> tuple[np.ndarray, float]:
-    """EC-C of one plane [heads, tokens, dim]: each channel's mean (bf16) taken out, one step a head."""
+def _channels(x: np.ndarray, levels: np.ndarray | None, place: Place, steps: np.ndarray) -> tuple[np.ndarray, float]:
+    """EC-C of one plane [heads, tokens, dim]: each channel's mean, in eighths of a step, taken out, one step a head."""
     heads, tokens, dim = x.shape
-    out = np.empty_like(x)
+    rows = x.transpose(1, 0, 2).reshape(tokens, -1)
+    step = np.repeat(bf16(np.asarray(steps, np.float32)), dim)
+    finer = _finer(levels, tokens)
+    q, back = np.empty_like(rows), np.empty_like(rows)
     bits = 0.0
     for b in place.blocks(tokens):
-        part = x[:, b]
-        mean = bf16(part.mean(axis=1, keepdims=True))
-        step = np.asarray(steps, np.float32)[:, None, None]
-        q = np.rint((part - mean) / step).clip(-MAX_VALUE, MAX_VALUE)
-        out[:, b] = q * step + mean
-        bits += float(column_bits(q.transpose(0, 2, 1).reshape(heads * dim, -1)).sum()) + 16 * heads * dim
-    return out, bits
+        mean = np.rint(np.rint(rows[b] * (8 / step)).mean(axis=0))
+        q[b] = np.rint((rows[b] * (8 / step) - mean) / 8 / finer[b]).clip(-MAX_VALUE, MAX_VALUE)
+        back[b] = q[b] * step * finer[b] + mean * (step / 8)
+        bits += max(list_bits(mean) - CARGO_BITS, 0) + 16 * heads
+    return back.reshape(tokens, heads, dim).transpose(1, 0, 2), bits + _spent(q, levels, place)
 
 
 def codec(name: str, step: float, artifact: Artifact | None = None) -> Codec:
     """EC-X, EC-K, EC-C (with the artifact's head scales, K before rotation) or, with none, plain EC-C."""
 
     def run(k: np.ndarray, v: np.ndarray, place: Place) -> Coded:
-        heads = len(k)
+        heads, tokens, _ = k.shape
         planes = []
-        bits = 2.0 * SEGMENT_BITS * len(place.blocks(k.shape[1]))
+        bits = 2.0 * SEGMENT_BITS * len(place.blocks(tokens))
+        keys = None
         for kind, x in ((K, k), (V, v)):
             turns = artifact.turns(place.layer) if artifact and kind == K else np.zeros(0, np.uint64)
             style = artifact.rope_style if artifact else 0
             x = rotate(np.asarray(x, np.float32), turns, style, place.first, back=True).astype(np.float32)
+            keys = x.transpose(1, 0, 2).reshape(tokens, -1) if keys is None else keys
+            predictor = artifact.levels.get((place.layer, kind)) if artifact else None
+            levels = predictor.of(keys, place.first) if predictor else None
             if name == "EC-C":
                 scales = artifact.head_scales[place.layer, kind] if artifact else np.ones(heads, np.float32)
-                y, cost = _channels(x, place, step * scales)
+                y, cost = _channels(x, levels, place, step * scales)
             else:
                 assert artifact is not None
-                y, cost = _klt(x, artifact, place, kind, step, name == "EC-X")
+                y, cost = _klt(x, levels, artifact, place, kind, step, name == "EC-X")
             planes.append(bf16(rotate(y, turns, style, place.first)))
             bits += cost
         return planes[0], planes[1], bits

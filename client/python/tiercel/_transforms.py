@@ -5,9 +5,11 @@ Formulas: docs/artifact-format.md, "How it is measured".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from .artifact import HALVES, Transform
+from .artifact import HALVES, Levels, Transform
 
 _TURN = 2.0**64
 
@@ -41,18 +43,19 @@ def rotate(x: np.ndarray, turns: np.ndarray, style: int, first: int, back: bool 
 
 
 class Moments:
-    """First and second moments of rows [count, n], summed up."""
+    """First and second moments of rows [count, n], summed up; rows may have weights."""
 
     def __init__(self, n: int) -> None:
-        self.count = 0
+        self.count = 0.0
         self.sum = np.zeros(n)
         self.outer = np.zeros((n, n))
 
-    def add(self, rows: np.ndarray) -> None:
+    def add(self, rows: np.ndarray, weights: np.ndarray | None = None) -> None:
         rows = np.asarray(rows, np.float64)
-        self.count += len(rows)
-        self.sum += rows.sum(0)
-        self.outer += rows.T @ rows
+        weighted = rows if weights is None else rows * weights[:, None]
+        self.count += len(rows) if weights is None else float(weights.sum())
+        self.sum += weighted.sum(0)
+        self.outer += weighted.T @ rows
 
     def merge(self, other: Moments) -> None:
         self.count += other.count
@@ -61,16 +64,16 @@ class Moments:
 
     @property
     def mean(self) -> np.ndarray:
-        return self.sum / max(self.count, 1)
+        return self.sum / max(self.count, 1e-300)
 
     @property
     def covariance(self) -> np.ndarray:
-        return self.outer / max(self.count, 1) - np.outer(self.mean, self.mean)
+        return self.outer / max(self.count, 1e-300) - np.outer(self.mean, self.mean)
 
     @property
     def second(self) -> np.ndarray:
         """E[x x^T], the mean not taken out."""
-        return self.outer / max(self.count, 1)
+        return self.outer / max(self.count, 1e-300)
 
 
 def metric(fisher: np.ndarray, eps: float) -> np.ndarray:
@@ -101,3 +104,21 @@ def head_scales(fisher: np.ndarray, heads: int) -> np.ndarray:
     """(mean(diag F) of the head)^(-1/2), f32 [heads], from the F of a layer's K or V over all heads."""
     diagonal = np.diag(fisher).reshape(heads, -1).mean(axis=1)
     return (np.maximum(diagonal, 1e-30) ** -0.5).astype(np.float32)
+
+
+def levels(keys: Sequence[np.ndarray], energy: Sequence[np.ndarray], first: int, strength: float,
+           ridge: float = 300.0) -> Levels:
+    """What foretells the log of a token's Fisher information from its key before rotation and its position.
+
+    Ridge regression. Of each sequence, whose tokens begin at position `first`: keys [tokens, n]; energy [tokens], the
+    squared gradient. A step of energy^(-1/2) is a level of log2(energy), half octaves; strength scales it.
+    """
+    positions = [np.log2(np.maximum(np.arange(first, first + len(k)), 1)) for k in keys]
+    x = np.column_stack([np.concatenate(positions), np.concatenate(keys).astype(np.float64)])
+    seen = np.concatenate(energy).astype(np.float64)
+    y = np.log2(np.maximum(seen, max(float(seen.mean()) * 2.0**-20, 1e-300)))  # None beyond a sliding window.
+    mean, spread = x.mean(axis=0), x.std(axis=0) + 1e-6
+    z = (x - mean) / spread
+    weight = strength * np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ (y - y.mean())) / spread
+    return Levels(float(np.float32(weight[0])), float(np.float32(mean[0])),
+                  mean[1:].astype(np.float32), weight[1:].astype(np.float32))

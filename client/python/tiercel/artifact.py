@@ -29,7 +29,8 @@ HALVES, NEIGHBOURS = 0, 1  # Rope styles.
 CODECS = {"EC-C": 7, "EC-K": 8, "EC-X": 9}
 CLASSES = {"near": 1, "high": 2, "balanced": 3, "small": 4}
 
-_ABOUT, _ROPE, _HEAD_SCALES, _STEPS, _TRANSFORM = 1, 2, 3, 4, 5
+_ABOUT, _ROPE, _HEAD_SCALES, _STEPS, _TRANSFORM, _LEVELS = 1, 2, 3, 4, 5, 6
+LOWEST_LEVEL, HIGHEST_LEVEL = -8, 7
 
 
 class ArtifactError(ValueError):
@@ -52,6 +53,29 @@ class Transform:
     @property
     def n(self) -> int:
         return len(self.mean)
+
+
+@dataclass(eq=False)
+class Levels:
+    """How much finer than the class's step a token's is, in half octaves, from the layer's keys before rotation.
+
+    mean, weight: f32 [kv_heads * head_dim_k], head by head.
+    """
+
+    position_weight: float
+    position_mean: float
+    mean: np.ndarray
+    weight: np.ndarray
+
+    def foretold(self, keys: np.ndarray, first: int) -> np.ndarray:
+        """keys [tokens, kv_heads * head_dim_k], the first at position `first`: f32 [tokens], from -8 to 7."""
+        positions = np.log2(np.maximum(np.arange(first, first + len(keys)), 1)).astype(np.float32)
+        z = np.float32(self.position_weight) * (positions - np.float32(self.position_mean))
+        return np.clip(z + (np.asarray(keys, np.float32) - self.mean) @ self.weight, LOWEST_LEVEL, HIGHEST_LEVEL)
+
+    def of(self, keys: np.ndarray, first: int) -> np.ndarray:
+        """What was foretold, rounded: i64 [tokens]."""
+        return np.rint(self.foretold(keys, first)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -80,6 +104,7 @@ class Artifact:
     head_scales: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)  # (layer, kind) -> f32 [kv_heads].
     steps: list[Step] = field(default_factory=list)
     transforms: dict[tuple[int, int, int], Transform] = field(default_factory=dict)  # (layer, kind, group) ->
+    levels: dict[tuple[int, int], Levels] = field(default_factory=dict)  # (layer, kind) ->
 
     @staticmethod
     def id_of(data: bytes) -> int:
@@ -110,6 +135,10 @@ class Artifact:
         sections.append((_STEPS, NO_LAYER, 0, 0, 0, packed))
         for (layer, kind, group), transform in self.transforms.items():
             sections.append((_TRANSFORM, layer, kind, group, transform.n, _pack(transform)))
+        for (layer, kind), levels in self.levels.items():
+            head = struct.pack("<ffII", levels.position_weight, levels.position_mean, 0, 0)
+            content = head + np.asarray(levels.mean, "<f4").tobytes() + np.asarray(levels.weight, "<f4").tobytes()
+            sections.append((_LEVELS, layer, kind, 0, len(levels.mean), content))
         sections.sort(key=lambda s: s[:4])
 
         at = _up(HEADER_BYTES + ENTRY_BYTES * len(sections))
@@ -172,7 +201,7 @@ class Artifact:
         return out
 
     def _read(self, type_: int, layer: int, kind: int, group: int, n: int, content: bytes, name: str) -> None:
-        placed = type_ in (_HEAD_SCALES, _TRANSFORM)
+        placed = type_ in (_HEAD_SCALES, _TRANSFORM, _LEVELS)
         if placed and (layer >= self.layers or kind not in (K, V)):
             raise ArtifactError(f"artifact: {name}: no such layer or kind")
         alone = layer == NO_LAYER or (type_ == _ROPE and layer < self.layers)
@@ -208,6 +237,17 @@ class Artifact:
             if n != wanted or not 0 < n <= MAX_DIMENSIONS or (group != WHOLE_LAYER and group >= self.kv_heads):
                 raise ArtifactError(f"artifact: {name}: {n} dimensions, the model has {wanted}")
             self.transforms[layer, kind, group] = _unpack(content, n, name)
+        elif type_ == _LEVELS:
+            wanted = self.head_dim_k * self.kv_heads
+            if n != wanted or group:
+                raise ArtifactError(f"artifact: {name}: {n} dimensions, the model's keys have {wanted}")
+            if len(content) != 16 + 8 * n:
+                raise ArtifactError(f"artifact: {name}: {len(content)} bytes for {n} dimensions")
+            if any(content[8:16]):
+                raise ArtifactError(f"artifact: {name}: a reserved field is not 0")
+            weight, mean = _floats(content[:8], f"{name}: position").tolist()
+            self.levels[layer, kind] = Levels(weight, mean, _floats(content[16:16 + 4 * n], f"{name}: mean"),
+                                              _floats(content[16 + 4 * n:], f"{name}: weight"))
 
 
 def _up(size: int) -> int:

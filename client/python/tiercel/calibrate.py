@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import _ec
-from ._transforms import Moments, head_scales, klt, rotate, turns_of
+from ._transforms import Moments, head_scales, klt, levels, rotate, turns_of
 from .artifact import CLASSES, CODECS, NO_LAYER, WHOLE_LAYER, Artifact, K, Step, V
 
 if TYPE_CHECKING:
     from ._replay import Kv, Replay
 
 EXACT_TOKENS = 4  # At the start of a prefix: never coded, never counted.
+STRENGTH = 0.5  # Of levels: 1 makes a token's step the inverse root of its information, 0 leaves levels out.
 # A class's limit of mean KL, as a factor of a plain format's on the same text.
 LIMITS = {"near": ("int8", 1.0), "high": ("fp8", 1.0), "balanced": ("fp8", 3.0), "small": ("fp8", 10.0)}
 
@@ -45,22 +46,36 @@ class Options:
     held_out: int = 4
     block: int = 256
     eps: float = 1.0
+    strength: float = STRENGTH
     codecs: tuple[str, ...] = ("EC-C", "EC-K", "EC-X")
     seed: int = 20261123
     say: Callable[[str], None] = field(default=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 @dataclass
+class Tokens:
+    """Of one sequence's tokens, before rotation: values f16 [tokens, kv_heads * dim], gradients the same times unit."""
+
+    values: np.ndarray
+    gradients: np.ndarray
+    unit: float
+
+
+@dataclass
 class Measured:
-    """Of each (layer, kind): moments of the values, before rotation, and of the gradients, [kv_heads * dim]."""
+    """Of each (layer, kind): moments of the values, before rotation, and of the gradients, [kv_heads * dim].
+
+    And, where levels are to be learnt, the tokens of each sequence themselves.
+    """
 
     values: dict[tuple[int, int], Moments] = field(default_factory=dict)
     gradients: dict[tuple[int, int], Moments] = field(default_factory=dict)
+    tokens: dict[tuple[int, int], list[Tokens]] = field(default_factory=dict)
 
     @staticmethod
     def _add(to: dict[tuple[int, int], Moments], key: tuple[int, int], x: np.ndarray) -> None:
         """x [heads, tokens, dim]: a row a token, all heads side by side."""
-        rows = x.transpose(1, 0, 2).reshape(x.shape[1], -1)
+        rows = _rows(x)
         to.setdefault(key, Moments(rows.shape[1])).add(rows)
 
     def add_values(self, layer: int, kind: int, x: np.ndarray) -> None:
@@ -69,15 +84,27 @@ class Measured:
     def add_gradients(self, layer: int, kind: int, x: np.ndarray) -> None:
         self._add(self.gradients, (layer, kind), x)
 
+    def add_tokens(self, layer: int, kind: int, x: np.ndarray, slope: np.ndarray) -> None:
+        unit = max(float(np.abs(slope).max()) / 2**15, 1e-300)
+        values = _rows(x).clip(-65504, 65504).astype(np.float16)
+        self.tokens.setdefault((layer, kind), []).append(Tokens(values, (_rows(slope) / unit).astype(np.float16), unit))
+
     def merge(self, other: Measured) -> None:
         for mine, theirs in ((self.values, other.values), (self.gradients, other.gradients)):
             for key, moments in theirs.items():
                 mine.setdefault(key, Moments(len(moments.sum))).merge(moments)
+        for key, parts in other.tokens.items():
+            self.tokens.setdefault(key, []).extend(parts)
 
     def fisher(self, layer: int, kind: int) -> np.ndarray:
         """Of one coded token and one predicted token; identity where no gradient was seen."""
         seen = self.gradients.get((layer, kind))
         return seen.second if seen else np.eye(len(self.values[layer, kind].sum))
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """[heads, tokens, dim] -> [tokens, heads * dim]"""
+    return x.transpose(1, 0, 2).reshape(x.shape[1], -1)
 
 
 def rope_of(frequencies: Sequence[np.ndarray]) -> dict[int, np.ndarray]:
@@ -105,6 +132,38 @@ def transforms_into(artifact: Artifact, measured: Measured, eps: float) -> None:
                 mean[part], covariance[part, part], fisher[part, part], eps)
 
 
+def levels_into(artifact: Artifact, measured: Measured, strength: float) -> None:
+    """Fills in levels from what each token's gradient was, in units of its head's."""
+    for (layer, kind), parts in measured.tokens.items():
+        scales = head_scales(measured.fisher(layer, kind), artifact.kv_heads).astype(np.float64)
+        energy = [((p.gradients.astype(np.float32) ** 2).reshape(len(p.gradients), artifact.kv_heads, -1).sum(axis=2)
+                   * p.unit**2) @ scales**2 for p in parts]
+        keys = [p.values for p in measured.tokens[layer, K]]
+        artifact.levels[layer, kind] = levels(keys, energy, EXACT_TOKENS, strength)
+
+
+def at_levels(artifact: Artifact, measured: Measured) -> Measured:
+    """Moments as tokens count when each has its level's step: where it is finer, errors are less, integers larger."""
+    out = Measured()
+    for (layer, kind), parts in measured.tokens.items():
+        n = parts[0].values.shape[1]
+        values, gradients = Moments(n), Moments(n)
+        for keys, part in zip(measured.tokens[layer, K], parts):
+            finer = np.exp2(artifact.levels[layer, kind].foretold(keys.values, EXACT_TOKENS).astype(np.float64))
+            values.add(part.values, finer)
+            gradients.add(part.gradients.astype(np.float64) * (part.unit / np.sqrt(finer[:, None])))
+        out.values[layer, kind], out.gradients[layer, kind] = values, gradients
+    return out
+
+
+def learn(artifact: Artifact, measured: Measured, eps: float, strength: float) -> None:
+    """Levels, unless strength is 0 or no tokens were kept; and the transforms and head scales that go with them."""
+    if strength > 0 and measured.tokens:
+        levels_into(artifact, measured, strength)
+        measured = at_levels(artifact, measured)
+    transforms_into(artifact, measured, eps)
+
+
 def collect(replay: Replay, artifact: Artifact, sequences: Sequence[Sequence[int]], options: Options) -> Measured:
     """One forward and one backward pass a sequence."""
     import torch
@@ -119,8 +178,11 @@ def collect(replay: Replay, artifact: Artifact, sequences: Sequence[Sequence[int
                 if kind == K:  # The rotation is orthogonal: gradients turn back as values do.
                     turns = artifact.turns(layer)
                     x, slope = (rotate(a, turns, artifact.rope_style, 0, back=True) for a in (x, slope))
-                measured.add_values(layer, kind, x[:, EXACT_TOKENS:])
-                measured.add_gradients(layer, kind, slope[:, EXACT_TOKENS:] / np.sqrt(options.suffix))
+                x, slope = x[:, EXACT_TOKENS:], slope[:, EXACT_TOKENS:] / np.sqrt(options.suffix)
+                measured.add_values(layer, kind, x)
+                measured.add_gradients(layer, kind, slope)
+                if options.strength > 0:
+                    measured.add_tokens(layer, kind, x, slope)
         options.say(f"calibrate: {i + 1} of {len(sequences)} sequences measured")
     return measured
 
@@ -203,6 +265,19 @@ def blank(replay: Replay) -> Artifact:
                     rope_dims=2 * len(rope[NO_LAYER]), rope=rope)
 
 
+def about(folder: Path, texts: dict[str, str], sequences: int, held_out: int, options: Options) -> dict[str, Any]:
+    """What an artifact says of itself. texts: the SHA-256 of each by its name."""
+    return {
+        "model": folder.name,
+        "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
+        "texts": texts,
+        "tokens": {"sequences": sequences, "prefix": options.prefix, "suffix": options.suffix, "held_out": held_out,
+                   "exact": EXACT_TOKENS, "block": options.block},
+        "metric": {"name": "fisher", "eps": options.eps, "seed": options.seed},
+        "levels": {"strength": options.strength},
+    }
+
+
 def from_model(folder: Path, texts: Sequence[Path], options: Options) -> Artifact:
     from ._replay import Replay
 
@@ -218,17 +293,11 @@ def from_model(folder: Path, texts: Sequence[Path], options: Options) -> Artifac
     apart = set(range(gap - 1, len(mixed), gap)[:options.held_out])
     taken = [ids for i, ids in enumerate(mixed) if i not in apart][:options.sequences]
     measured = collect(replay, artifact, taken, options)
-    transforms_into(artifact, measured, options.eps)
+    learn(artifact, measured, options.eps, options.strength)
     if options.codecs == ("EC-C",):
         artifact.transforms.clear()
-    artifact.about = {
-        "model": folder.name,
-        "config_sha256": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest(),
-        "texts": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in texts},
-        "tokens": {"sequences": len(taken), "prefix": options.prefix,
-                   "suffix": options.suffix, "held_out": len(apart), "exact": EXACT_TOKENS, "block": options.block},
-        "metric": {"name": "fisher", "eps": options.eps, "seed": options.seed},
-    }
+    artifact.about = about(folder, {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in texts}, len(taken),
+                           len(apart), options)
     ladder_into(artifact, HeldOut(replay, [mixed[i] for i in sorted(apart)], options), options)
     return artifact
 
@@ -278,8 +347,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, default in (("prefix", 768), ("suffix", 192), ("sequences", 16), ("held-out", 4), ("block", 256)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
     parser.add_argument("--eps", type=float, default=1.0, help="regularisation of the metric (1.0)")
+    parser.add_argument("--strength", type=float, default=STRENGTH,
+                        help=f"of a token's own step; 0: the same step for all tokens ({STRENGTH:g})")
     parser.add_argument("--codecs", nargs="+", type=str.upper, choices=CODECS, default=list(CODECS),
-                        help="to measure; EC-C alone has no transforms, and its artifact a few kilobytes")
+                        help="to measure; EC-C alone has no transforms, and its artifact tens of kilobytes")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.blocks:
@@ -288,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not chosen.text:
                 parser.error("--model needs --text")
             options = Options(chosen.prefix, chosen.suffix, chosen.sequences, chosen.held_out, chosen.block, chosen.eps,
-                              tuple(chosen.codecs))
+                              chosen.strength, tuple(chosen.codecs))
             artifact = from_model(chosen.model, chosen.text, options)
     except ModuleNotFoundError as error:
         print(f"calibrate: {error.name} is missing: pip install 'tiercel[calibrate]'", file=sys.stderr)
@@ -299,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     data = artifact.dump()
     chosen.out.write_bytes(data)
     print(f"{chosen.out}: id {Artifact.id_of(data):016x}, {len(data)} bytes, {len(artifact.transforms)} transforms, "
-          f"{len(artifact.steps)} steps")
+          f"{len(artifact.levels)} levels, {len(artifact.steps)} steps")
     return 0
 
 

@@ -20,7 +20,12 @@ def correlated(tokens, n, seed=1):
     return (g.normal(size=(tokens, n)) @ basis + g.normal(size=n)).astype(np.float32)
 
 
-def small_artifact():
+def keys_say(x):
+    """How loud a token's gradient is here, log2: linear in one dimension of its key. x [heads, tokens, dim]."""
+    return 2 * (x[0, :, 0] - x[0, :, 0].mean()) / x[0, :, 0].std()
+
+
+def small_artifact(strength=0.0):
     out = Artifact(LAYERS, HEADS, DIM, DIM, rope_dims=DIM, about={"model": "small, of our own"})
     out.rope = calibrate.rope_of([10000.0 ** -(np.arange(0, DIM, 2) / DIM)] * (LAYERS - 1)
                                  + [np.full(DIM // 2, 0.5)])
@@ -29,8 +34,10 @@ def small_artifact():
         for kind in (K, V):
             x = correlated(600, HEADS * DIM, layer * 2 + kind).reshape(-1, HEADS, DIM).transpose(1, 0, 2)
             measured.add_values(layer, kind, x)
-            measured.add_gradients(layer, kind, rng.normal(size=x.shape))
-    calibrate.transforms_into(out, measured, 1.0)
+            slope = rng.normal(size=x.shape) * np.exp2(keys_say(x))[None, :, None]
+            measured.add_gradients(layer, kind, slope)
+            measured.add_tokens(layer, kind, x, slope)
+    calibrate.learn(out, measured, 1.0, strength)
     out.steps = [Step(9, 3, 0.25, 1e-3, 2.5), Step(7, 2, 0.125, 1e-4, 4.0), Step(9, 1, 0.0625, 1e-5, 5.0)]
     return out
 
@@ -55,6 +62,36 @@ def test_an_artifact_comes_back_as_it_was():
     np.testing.assert_array_equal(back.transforms[1, V, 1].synthesis, made.transforms[1, V, 1].synthesis)
     np.testing.assert_array_equal(back.turns(2), made.rope[2])
     np.testing.assert_array_equal(back.turns(0), made.rope[NO_LAYER])
+
+
+def test_levels_come_back_and_foretell_what_the_keys_say():
+    made = small_artifact(strength=1.0)
+    data = made.dump()
+    back = Artifact.parse(data)
+    assert back.dump() == data and set(back.levels) == {(la, k) for la in range(LAYERS) for k in (K, V)}
+    x = correlated(600, HEADS * DIM, K).reshape(-1, HEADS, DIM).transpose(1, 0, 2)  # Keys of layer 0.
+    levels = back.levels[0, K].of(x.transpose(1, 0, 2).reshape(600, -1), 4)
+    # Twice the log: a step of half the size for four times the information.
+    assert np.corrcoef(levels, 2 * keys_say(x))[0, 1] > 0.95
+    assert levels.min() == -8 and levels.max() == 7 and abs(levels.mean()) < 0.5
+    np.testing.assert_array_equal(levels, made.levels[0, K].of(x.transpose(1, 0, 2).reshape(600, -1), 4))
+    assert not Artifact.parse(small_artifact().dump()).levels
+
+
+@pytest.mark.parametrize(("at", "value", "word"), [
+    (0, struct.pack("<f", np.nan), "position"), (8, b"\x01", "reserved"), (16, struct.pack("<f", np.inf), "mean"),
+    (16 + 4 * HEADS * DIM, struct.pack("<f", -np.inf), "weight"),
+])
+def test_a_wrong_field_of_levels_is_named(at, value, word):
+    data = bytearray(small_artifact(strength=1.0).dump())
+    (count,) = struct.unpack_from("<I", data, 28)
+    entries = [struct.unpack_from("<HHBBHQQ", data, 64 + 32 * i) for i in range(count)]
+    where = next(e[5] for e in entries if e[0] == 6)
+    data[where + at:where + at + len(value)] = value
+    data[60:64] = bytes(4)
+    data[60:64] = struct.pack("<I", crc32c(bytes(data)))
+    with pytest.raises(ArtifactError, match=f"section 6 of layer 0, kind 1.*{word}"):
+        Artifact.parse(bytes(data))
 
 
 def test_the_step_of_a_class_is_the_next_better_one_measured():
@@ -129,8 +166,24 @@ def test_bits_of_columns_are_near_their_entropy():
         _, counts = np.unique(q, return_counts=True)
         p = counts / counts.sum()
         entropy = -(p * np.log2(p)).sum()
-        assert entropy - 0.05 < _ec.column_bits(q).mean() / 256 < entropy + 0.15
-    assert _ec.column_bits(np.zeros((3, 256), int)).tolist() == [8, 8, 8]
+        assert entropy - 0.05 < _ec.matrix_bits(q, None) / q.size < entropy + 0.15
+    assert _ec.matrix_bits(np.zeros((3, 256), int), None) == 5 + 3
+
+
+def test_an_integer_list_takes_its_shortest_way():
+    assert _ec.list_bits(np.zeros(10, int)) == 5 + 10
+    assert _ec.list_bits(np.arange(100, 120)) < 5 + 20 * 4
+    assert _ec.list_bits(np.array([5])) == 5 + 5  # Zigzag 10 and order 2: 14 has 4 bits; 2 x 4 - 1 - 2.
+    g = np.random.default_rng(2)
+    values = g.integers(-8, 8, 256)
+    assert 4 * 256 <= _ec.list_bits(values) <= 4 * 256 + 5 + 256
+
+
+def test_tokens_of_a_level_together_take_fewer_bits():
+    g = np.random.default_rng(3)
+    levels = np.rint(g.normal(size=256) * 2).clip(-8, 7).astype(int)
+    q = np.rint(g.normal(size=(64, 256)) * 2 * np.exp2(levels / 2)).astype(int)
+    assert _ec.matrix_bits(q, levels) < 0.97 * _ec.matrix_bits(q, None)
 
 
 def test_fp8_has_its_values():
@@ -181,7 +234,7 @@ def test_captured_blocks_alone_give_transforms(tmp_path, capsys):
     assert calibrate.main(["--blocks", str(tmp_path), "--rope-theta", "10000", "--out", str(out)]) == 0
     made = Artifact.parse(out.read_bytes())
     assert f"{Artifact.id_of(out.read_bytes()):016x}" in capsys.readouterr().out
-    assert len(made.transforms) == 2 * 2 * 3 and not made.head_scales and not made.steps
+    assert len(made.transforms) == 2 * 2 * 3 and not made.head_scales and not made.steps and not made.levels
     # K was turned back: K and V were the same before the rotation.
     np.testing.assert_allclose(made.transforms[0, K, 0].mean, made.transforms[0, V, 0].mean, atol=1e-3)
 
@@ -206,6 +259,6 @@ def test_a_small_model_is_calibrated_from_text(tmp_path):
     wanted = f"--model {tmp_path} --text {tmp_path}/text --out {out}"
     assert calibrate.main([*wanted.split(), *["--prefix", "64", "--suffix", "16", "--sequences", "3", "--held-out", "2", "--block", "32"]]) == 0
     made = Artifact.parse(out.read_bytes())
-    assert len(made.transforms) == 2 * 2 * 3 and len(made.head_scales) == 4
+    assert len(made.transforms) == 2 * 2 * 3 and len(made.head_scales) == 4 and len(made.levels) == 4
     assert all(s.mean_kl >= 0 and s.bits > 0 for s in made.steps) and made.steps
-    assert made.about["metric"]["name"] == "fisher"
+    assert made.about["metric"]["name"] == "fisher" and made.about["levels"]["strength"] == calibrate.STRENGTH
