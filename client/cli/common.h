@@ -43,6 +43,7 @@ void AddAdminCommands(CLI::App& app, Common& common, Commands& commands);
 void AddBenchCommand(CLI::App& app, Common& common, Commands& commands);
 void AddCodecCommands(CLI::App& app, Common& common, Commands& commands);
 void AddDoctorCommand(CLI::App& app, Common& common, Commands& commands);
+void AddPolicyCommands(CLI::App& app, Common& common, Commands& commands);
 
 Result<Client::Options> ClientOptions(const Common& common);
 Result<std::unique_ptr<Client>> Connect(const Common& common);

@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
   AddCodecCommands(app, common, commands);
   AddDoctorCommand(app, common, commands);
   AddAdminCommands(app, common, commands);
+  AddPolicyCommands(app, common, commands);
 
   try {
     app.parse(argc, argv);

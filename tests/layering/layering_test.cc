@@ -41,6 +41,7 @@ const std::vector<Library>& Libraries() {
   static const std::vector<Library> libraries = {
       {"UCX", std::regex("^(ucp|ucs|uct)/"), {"transport/ucx"}},
       {"RocksDB", std::regex("^rocksdb/"), {"tiering/ssd"}},
+      {"libpng", std::regex("^png\\.h"), {"cacheserver/curve_chart"}},
       {"CUDA", std::regex("^(cuda|nvml|nccl)"), {"kernels/cuda", "tiering/device", "client/nccl/fan_out_nccl"}},
       {"gRPC", std::regex("^(grpc|grpcpp)/|^proto/tiercel\\.(grpc\\.)?pb\\.h"),
        {"transport/grpc_", "client/cpp/grpc_control", "client/cpp/channel", "client/cli/", "cacheserver/grpc_edge"}},
