@@ -68,6 +68,7 @@ size_t HazardPolicy::Place(Block& block, const BlockUse& use, bool added) {
     if (block.uses < 255) ++block.uses;
     const size_t list = ClassOf(block, use.hint);
     model_.Use(block.key.hash64(), static_cast<uint8_t>(list), tick_now());
+    Learned();
     return list;
   }
   block.uses = use.came_back ? 2 : 1;
@@ -85,10 +86,26 @@ size_t HazardPolicy::Place(Block& block, const BlockUse& use, bool added) {
   const size_t list =
       hints_and_turns_ ? kTips + static_cast<size_t>(use.hint) : ClassOf(block, use.hint);
   model_.Use(block.key.hash64(), static_cast<uint8_t>(list), tick_now());
+  Learned();
   return list;
 }
 
-void HazardPolicy::Chosen(const Block& /*block*/) { model_.Evicted(size(), tick_now()); }
+void HazardPolicy::Chosen(const Block& /*block*/) {
+  model_.Evicted(size(), tick_now());
+  Learned();
+}
+
+void HazardPolicy::Learned() {
+  if (model_.fits() == fits_) return;
+  fits_ = model_.fits();
+  RanksChanged();
+}
+
+uint64_t HazardPolicy::RankUntil(const Block& block, uint32_t* until) const {
+  const uint64_t end = ReuseModel::SpanEnd(tick_now() - block.used);
+  *until = static_cast<uint32_t>(std::min<uint64_t>(end + block.used, UINT32_MAX));
+  return Rank(block);
+}
 
 uint64_t HazardPolicy::Rank(const Block& block) const {
   uint64_t worth = model_.Worth(block.list, tick_now() - block.used);

@@ -31,9 +31,12 @@ class HazardPolicy final : public ListPolicy {
   size_t ClassOf(const Block& block, ReuseHint hint) const;
   size_t Place(Block& block, const BlockUse& use, bool added) override;
   void Chosen(const Block& block) override;
+  uint64_t RankUntil(const Block& block, uint32_t* until) const override;
+  void Learned();
 
   const bool hints_and_turns_;
   ReuseModel model_;
+  uint64_t fits_ = 0;  // Of the model, as far as ranks were told of them.
 };
 
 }  // namespace tiercel

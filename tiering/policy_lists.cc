@@ -22,6 +22,7 @@ constexpr uint64_t kStampStep = 1024;
 
 void ListPolicy::Insert(Space& space, Block& block, size_t number, Block* behind) {
   List& list = space.lists[number];
+  const Block* coldest = list.coldest;
   block.list = static_cast<uint8_t>(number);
   const bool fits = behind != nullptr && behind->list == number && Holds(*behind) &&
                     behind->stamp % kStampStep != 1 &&
@@ -49,6 +50,7 @@ void ListPolicy::Insert(Space& space, Block& block, size_t number, Block* behind
   space.bytes += block.host.bytes;
   ++space.blocks;
   space.used |= uint64_t{1} << number;
+  if (list.coldest != coldest) space.stale |= uint64_t{1} << number;
   while (list.recent_bytes >= list.bytes / 8 && list.oldest_recent != list.hottest) {
     list.recent_bytes -= list.oldest_recent->host.bytes;
     list.oldest_recent = list.oldest_recent->hotter;
@@ -57,6 +59,7 @@ void ListPolicy::Insert(Space& space, Block& block, size_t number, Block* behind
 
 void ListPolicy::Unlink(Space& space, Block& block) {
   List& list = space.lists[block.list];
+  if (list.coldest == &block) space.stale |= uint64_t{1} << block.list;
   list.bytes -= block.host.bytes;
   space.bytes -= block.host.bytes;
   --space.blocks;
@@ -83,7 +86,11 @@ void ListPolicy::Move(Space& space, Block& block, size_t list, Block* behind) {
 
 void ListPolicy::Add(Block& block, const BlockUse& use) {
   Space& space = spaces_[block.name_space];
-  if (space.lists.empty()) space.lists.resize(n_lists_);
+  if (space.lists.empty()) {
+    space.lists.resize(n_lists_);
+    space.ranks.resize(n_lists_, UINT64_MAX);
+    space.until.resize(n_lists_, UINT32_MAX);
+  }
   now_ = std::max(now_, Tick(use.now));
   const bool together = use.parent != nullptr && now_ - use.parent->used <= kTogether;
   const size_t list = Place(block, use, /*added=*/true);
@@ -101,7 +108,10 @@ void ListPolicy::Touch(Block& block, const BlockUse& use) {
   const size_t list = Place(block, use, /*added=*/false);
   block.used = together ? use.parent->used : now_;  // A chain's is one.
   block.order = together ? use.parent->order : ++order_;
-  if (list >= n_lists_) return;                     // It stays where it is.
+  if (list >= n_lists_) {  // It stays where it is.
+    space.stale |= uint64_t{1} << block.list;
+    return;
+  }
   Unlink(space, block);
   Insert(space, block, list, together ? use.parent : nullptr);
 }
@@ -126,41 +136,57 @@ void ListPolicy::Unpinned(Block& block) {
   if (space != spaces_.end()) space->second.stuck = false;
 }
 
-template <class Fn>
-void ListPolicy::Walk(const Space& space, Fn&& visit) const {
-  std::array<Block*, kMaxLists> at;
-  std::array<uint64_t, kMaxLists> ranks;
-  uint64_t left = space.used;
-  for (uint64_t lists = left; lists != 0; lists &= lists - 1) {
-    const auto number = static_cast<size_t>(std::countr_zero(lists));
-    at[number] = space.lists[number].coldest;
-    ranks[number] = Rank(*at[number]);
+void ListPolicy::RankColdest(Space& space) const {
+  const bool all = space.epoch != epoch_;
+  if (!all && space.stale == 0 && now_ < space.soonest) return;
+  space.soonest = UINT32_MAX;
+  for (size_t number = 0; number < n_lists_; ++number) {
+    const Block* block = space.lists[number].coldest;
+    if (block == nullptr) {
+      space.ranks[number] = UINT64_MAX;
+      space.until[number] = UINT32_MAX;
+    } else if (all || (space.stale >> number & 1) != 0 || now_ >= space.until[number]) {
+      space.ranks[number] = RankUntil(*block, &space.until[number]);
+    }
+    space.soonest = std::min(space.soonest, space.until[number]);
   }
+  space.stale = 0;
+  space.epoch = epoch_;
+}
+
+template <class Fn>
+void ListPolicy::Walk(Space& space, Fn&& visit) const {
+  RankColdest(space);
+  std::array<Block*, kMaxLists> at;  // Null: where the list begins.
+  std::array<uint64_t, kMaxLists> ranks;
+  std::copy(space.ranks.begin(), space.ranks.end(), ranks.begin());
+  std::fill_n(at.begin(), n_lists_, nullptr);
+  uint64_t left = space.used;
   int passed = 0;  // That cannot go, since the first that can.
   bool any = false;
   while (left != 0) {
     auto best = static_cast<size_t>(std::countr_zero(left));
-    for (uint64_t others = left & (left - 1); others != 0; others &= others - 1) {
-      const auto number = static_cast<size_t>(std::countr_zero(others));
+    for (size_t number = best + 1; number < n_lists_; ++number) {
       if (ranks[number] < ranks[best]) best = number;
     }
-    Block* block = at[best];
-    at[best] = block->hotter;
+    Block* block = at[best] != nullptr ? at[best] : space.lists[best].coldest;
+    at[best] = block->hotter;  // A visit may take the block out.
+    if (CanGo(*block) && block->resident_children == 0) {
+      any = true;
+      if (!visit(*block)) return;
+    } else if (any && ++passed > kMaxPassed) {
+      return;
+    }
     if (at[best] == nullptr) {
       left &= ~(uint64_t{1} << best);
+      ranks[best] = UINT64_MAX;
     } else {
       ranks[best] = Rank(*at[best]);
     }
-    if (!CanGo(*block) || block->resident_children > 0) {
-      if (any && ++passed > kMaxPassed) return;
-      continue;
-    }
-    any = true;
-    if (!visit(*block)) return;
   }
 }
 
-Block* ListPolicy::Search(const Space& space, uint64_t recent, const Fits& fits) const {
+Block* ListPolicy::Search(Space& space, uint64_t recent, const Fits& fits) const {
   Block* victim = nullptr;
   int seen = 0;
   Walk(space, [&](Block& block) {
@@ -243,8 +269,10 @@ void S3Fifo::Tidy(Space& space) {
   List& small = space.lists[kSmall];
   List& main = space.lists[kMain];
   for (size_t moves = 0; moves < kMostMoves; ++moves) {
-    space.second_first =
+    const bool second_first =
         small.coldest == nullptr || (small.bytes <= space.bytes / 10 && main.coldest != nullptr);
+    if (space.second_first != second_first) space.stale = space.used;
+    space.second_first = second_first;
     List& queue = space.second_first ? main : small;
     if (queue.coldest == nullptr || queue.coldest->uses == 0) return;
     queue.coldest->uses =

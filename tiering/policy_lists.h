@@ -57,8 +57,15 @@ class ListPolicy : public EvictionPolicy {
     std::vector<List> lists;
     uint64_t bytes = 0;
     uint64_t blocks = 0;
-    uint64_t used = 0;          // A bit a list: it is not empty.
-    bool stuck = false;         // Nothing can go until something is unpinned or added.
+    uint64_t used = 0;   // A bit a list: it is not empty.
+    bool stuck = false;  // Nothing can go until something is unpinned or added.
+    // What each list's coldest block ranks, while that is known: ranks hold until `soonest`, where
+    // they were found in this epoch and the list's bit is not in `stale`.
+    std::vector<uint64_t> ranks;  // UINT64_MAX: the list is empty.
+    uint64_t stale = 0;
+    uint64_t epoch = 0;
+    uint32_t soonest = 0;
+    std::vector<uint32_t> until;
     bool second_first = false;  // S3Fifo: it is the main queue's turn.
   };
 
@@ -67,6 +74,13 @@ class ListPolicy : public EvictionPolicy {
   virtual size_t Place(Block& block, const BlockUse& use, bool added) = 0;
   // A victim is about to be looked for: time to move blocks from list to list.
   virtual void Tidy(Space& /*space*/) {}
+  // Its rank, and the tick from which on it may be another though nothing is told of the block.
+  // A change that has another cause is told by RanksChanged.
+  virtual uint64_t RankUntil(const Block& block, uint32_t* until) const {
+    *until = UINT32_MAX;
+    return Rank(block);
+  }
+  void RanksChanged() { ++epoch_; }
   // This block is to go.
   virtual void Chosen(const Block& /*block*/) {}
 
@@ -81,8 +95,9 @@ class ListPolicy : public EvictionPolicy {
   void Unlink(Space& space, Block& block);
   // Visits what may go, by rank, until a visit returns false.
   template <class Fn>
-  void Walk(const Space& space, Fn&& visit) const;
-  Block* Search(const Space& space, uint64_t recent, const Fits& fits) const;
+  void Walk(Space& space, Fn&& visit) const;
+  void RankColdest(Space& space) const;
+  Block* Search(Space& space, uint64_t recent, const Fits& fits) const;
 
   const size_t n_lists_;
   std::unordered_map<uint32_t, Space> spaces_;  // By name space; none is empty.
@@ -90,6 +105,7 @@ class ListPolicy : public EvictionPolicy {
   uint32_t now_ = 0;  // Tick of the last use.
   uint32_t order_ = 0;  // Of chains, as they were used.
   uint64_t size_ = 0;
+  uint64_t epoch_ = 1;
 };
 
 // The base: one list.

@@ -26,6 +26,13 @@ size_t ReuseModel::Span(uint32_t age) {
   return std::min(span, kSpans - 1);
 }
 
+uint32_t ReuseModel::SpanEnd(uint32_t age) {
+  if (age < kFirstSpan) return kFirstSpan;
+  if (Span(age) == kSpans - 1) return UINT32_MAX;
+  const int shift = std::bit_width(age) - 3;
+  return ((age >> shift) + 1) << shift;
+}
+
 namespace {
 double SpanBegin(size_t span) {
   if (span == 0) return 0;
@@ -118,6 +125,7 @@ ReuseModel::Counts ReuseModel::Fit(const Counts& ended, const Counts& reached, c
 void ReuseModel::Refit(uint32_t tick) {
   since_refit_ = 0;
   if (ends_ < kMinEnds) return;
+  ++fits_;
   const size_t classes = ended_.size();
   std::vector<Counts> reached = lost_;  // Waits that got to a span, however they went on.
   for (const Sample& sample : ring_) {

@@ -53,7 +53,12 @@ class ReuseModel {
   uint32_t horizon() const { return horizon_; }
   size_t samples() const { return where_.size(); }
 
+  // Worths change with each of these alone, and with the age's span.
+  uint64_t fits() const { return fits_; }
+
   static size_t Span(uint32_t age);
+  // The first age of the span after this one's; UINT32_MAX: it is the last.
+  static uint32_t SpanEnd(uint32_t age);
 
  private:
   struct Sample {
@@ -79,6 +84,7 @@ class ReuseModel {
   uint32_t shift_ = 0;                            // One key in 2^shift_ is sampled.
   uint32_t since_refit_ = 0;
   uint64_t ends_ = 0;
+  uint64_t fits_ = 0;
   uint32_t first_tick_ = 0;
   uint32_t horizon_ = 0;  // Ticks.
   uint64_t evicted_ = 0;

@@ -186,8 +186,10 @@ ReuseHint HintOf(const Trace::Request& request, TraceHints hints, uint64_t lot) 
 // The blocks of a cache and the policy over them.
 class Cache {
  public:
-  Cache(const Trace& trace, std::unique_ptr<EvictionPolicy> policy, uint64_t capacity)
-      : here_(trace.footprint, nullptr),
+  Cache(const Trace& trace, std::unique_ptr<EvictionPolicy> policy, uint64_t capacity,
+        const Clock* stopwatch)
+      : stopwatch_(stopwatch),
+        here_(trace.footprint, nullptr),
         went_(trace.footprint, false),
         policy_(std::move(policy)),
         capacity_(capacity) {}
@@ -238,10 +240,13 @@ class Cache {
     return true;
   }
   uint64_t evictions() const { return evictions_; }
+  Nanos deciding() const { return deciding_; }
 
  private:
   bool Evict() {
+    const Nanos began = stopwatch_ != nullptr ? stopwatch_->Now() : 0;
     Block* victim = policy_->Victim(1, nullptr);
+    if (stopwatch_ != nullptr) deciding_ += stopwatch_->Now() - began;
     if (victim == nullptr) return false;
     policy_->Remove(*victim);
     if (victim->counted) index_.ChildLeft(victim->parent);
@@ -255,6 +260,7 @@ class Cache {
     return true;
   }
 
+  const Clock* const stopwatch_;
   BlockIndex index_{0};
   std::vector<Block*> here_;
   std::vector<bool> went_;
@@ -263,6 +269,7 @@ class Cache {
   const uint64_t capacity_;
   uint64_t resident_ = 0;
   uint64_t evictions_ = 0;
+  Nanos deciding_ = 0;
 };
 
 void Count(SimulatedHits* hits, size_t request, const Trace& trace, size_t hit) {
@@ -279,7 +286,7 @@ void Count(SimulatedHits* hits, size_t request, const Trace& trace, size_t hit) 
 Result<SimulatedHits> Simulate(const Trace& trace, std::string_view policy, uint64_t blocks,
                                TraceHints hints, uint64_t seed, const Clock* stopwatch) {
   TIERCEL_ASSIGN(auto made, MakePolicy(policy, seed));
-  Cache cache(trace, std::move(made), std::max<uint64_t>(blocks, 1));
+  Cache cache(trace, std::move(made), std::max<uint64_t>(blocks, 1), stopwatch);
   SimulatedHits result;
   for (size_t r = 0; r < trace.requests.size(); ++r) {
     const Trace::Request& request = trace.requests[r];
@@ -294,6 +301,7 @@ Result<SimulatedHits> Simulate(const Trace& trace, std::string_view policy, uint
     Count(&result, r, trace, hit);
   }
   result.evictions = cache.evictions();
+  result.deciding = cache.deciding();
   return result;
 }
 

@@ -4,8 +4,9 @@
 //
 //   policy_bench [--traces FOLDER] [--quick] [--json FILE]
 //
-// Figures are over whole traces, from an empty cache; the second half of the requests stands beside them,
-// since what was tuned was tuned on the first. Hints are drawn with three seeds: a figure is their mean.
+// Figures are over whole traces, from an empty cache; the second half of the requests, when it is full and
+// has learned, stands beside them. The policy's constants were chosen with both traces before us, whole:
+// neither half is unseen traffic. Hints are drawn with three seeds: a figure is their mean.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -99,21 +100,39 @@ Figures MeasureTrace(const std::string& name, const Trace& trace, int seeds) {
   return f;
 }
 
+struct Cost {
+  std::vector<double> use, decision;
+};
+
+std::string Spread(std::vector<double> ns) {
+  std::sort(ns.begin(), ns.end());
+  return fmt::format("{:.0f} [{:.0f} {:.0f}]", ns[ns.size() / 2], ns.front(), ns.back());
+}
+
+double Median(std::vector<double> ns) {
+  std::sort(ns.begin(), ns.end());
+  return ns[ns.size() / 2];
+}
+
 void MeasureCost(const std::string& name, const Trace& trace, Goals& goals, int rounds) {
-  fmt::print("\n{}, 5 %: ns a block used, the index and its victim included, median [least most]\n", name);
-  std::map<std::string, std::vector<double>> each;
+  constexpr int kReads = 100000;
+  const Nanos began = Clock::Monotonic().Now();
+  for (int i = 1; i < kReads; ++i) (void)Clock::Monotonic().Now();
+  const double read = static_cast<double>(Clock::Monotonic().Now() - began) / kReads;
+  fmt::print("\n{}, 5 %: ns, median [least most]; of a decision {:.0f} ns are the reading of the clock\n", name, read);
+  fmt::print("{:<10} {:<24} {}\n", "", "a decision", "a block used, with the index and its victim");
+  std::map<std::string, Cost> each;
   for (int round = 0; round < rounds; ++round) {
     for (const std::string& policy : PolicyNames()) {
       const auto hits = Simulate(trace, policy, Blocks(trace, 5), TraceHints::kNone, 1, &Clock::Monotonic());
-      TIERCEL_CHECK(hits);
-      each[policy].push_back(static_cast<double>(hits->in_policy) / static_cast<double>(hits->uses));
+      TIERCEL_CHECK(hits && hits->evictions > 0);
+      each[policy].use.push_back(static_cast<double>(hits->in_policy) / static_cast<double>(hits->uses));
+      each[policy].decision.push_back(static_cast<double>(hits->deciding) / static_cast<double>(hits->evictions));
     }
   }
-  for (auto& [policy, ns] : each) {
-    std::sort(ns.begin(), ns.end());
-    fmt::print("{:<10} {:.0f} [{:.0f} {:.0f}]\n", policy, ns[ns.size() / 2], ns.front(), ns.back());
-  }
-  goals.AtMost("policy_decision_ns", each["hazard"][each["hazard"].size() / 2], "ns", 2000);
+  for (const auto& [policy, cost] : each) fmt::print("{:<10} {:<24} {}\n", policy, Spread(cost.decision), Spread(cost.use));
+  goals.AtMost("policy_decision_ns", Median(each["hazard"].decision), "ns", 500);
+  goals.AtMost("policy_use_ns", Median(each["hazard"].use), "ns", 2000);
 }
 
 int Main(const std::string& folder, bool quick, const std::string& json) {
