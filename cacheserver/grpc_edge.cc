@@ -260,6 +260,7 @@ class DataService final : public v1::Tiercel::CallbackService {
       if (!s.tiers.device_why.empty()) response->set_device_state("off: " + s.tiers.device_why);
       FillShard(s, static_cast<uint32_t>(i), response->add_shards());
     }
+    FillWhatIf(node, *response);
     return Answer(context, grpc::Status::OK);
   }
 
@@ -309,6 +310,29 @@ class DataService final : public v1::Tiercel::CallbackService {
     limits->set_max_hold_bytes(config.max_hold_bytes);
     limits->set_default_deadline_ms(static_cast<uint32_t>(config.default_deadline / kMillisecond));
     limits->set_hold_ms(static_cast<uint32_t>(config.hold / kMillisecond));
+  }
+
+  static void FillWhatIf(const NodeSnapshot& node, v1::StatResponse& response) {
+    std::map<uint32_t, WhatIf::Curve> sums;
+    for (const Shard::Stats& shard : node.shards) {
+      for (const auto& [id, curve] : shard.tiers.what_if) {
+        WhatIf::Curve& sum = sums[id];
+        sum.asked += curve.asked;
+        sum.seen += curve.seen;
+        for (size_t i = 0; i < curve.hits.size(); ++i) sum.hits[i] += curve.hits[i];
+      }
+    }
+    for (const auto& [id, sum] : sums) {
+      v1::WhatIfCurve& out = *response.add_what_if();
+      const auto name = node.name_spaces.find(id);
+      out.set_name_space(name == node.name_spaces.end() ? std::to_string(id) : name->second);
+      out.set_asked(sum.asked);
+      out.set_ceiling(sum.seen);
+      for (size_t i = 0; i < sum.hits.size(); ++i) {
+        out.add_sizes(WhatIf::kSizes[i]);
+        out.add_hits(sum.hits[i]);
+      }
+    }
   }
 
   static void FillShard(const Shard::Stats& s, uint32_t number, v1::ShardStat* out) {

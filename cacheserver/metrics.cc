@@ -1,5 +1,6 @@
 #include "cacheserver/metrics.h"
 
+#include <fmt/format.h>
 #include <prometheus/metric_family.h>
 #include <prometheus/text_serializer.h>
 
@@ -165,6 +166,25 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   }
 }
 
+void AddWhatIf(Families& f, const NodeSnapshot& node, size_t shard) {
+  for (const auto& [id, curve] : node.shards[shard].tiers.what_if) {
+    const auto name = node.name_spaces.find(id);
+    const Labels mine = {{"shard", std::to_string(shard)},
+                         {"namespace", name == node.name_spaces.end() ? std::to_string(id) : name->second}};
+    const auto count = [&f](const std::string& metric, const std::string& help, Labels labels, double value) {
+      f.Add(metric, help, MetricType::Counter, std::move(labels), value);
+    };
+    count("tiercel_what_if_asked_total", "Blocks that were wanted, estimated from a sample.", mine, curve.asked);
+    count("tiercel_what_if_ceiling_total", "Those that a cache without bounds would have served.", mine, curve.seen);
+    for (size_t i = 0; i < WhatIf::kSizes.size(); ++i) {
+      Labels labels = mine;
+      labels.push_back({"ram", fmt::format("{:g}", WhatIf::kSizes[i])});
+      count("tiercel_what_if_hits_total", "Those that LRU would have served with so many times the RAM.",
+            std::move(labels), curve.hits[i]);
+    }
+  }
+}
+
 }  // namespace
 
 std::string MetricsText(const NodeSnapshot& node) {
@@ -178,6 +198,7 @@ std::string MetricsText(const NodeSnapshot& node) {
   f.Gauge("tiercel_process_resident_outside_arena_bytes", "Resident memory that is not blocks.", {},
           node.rss_outside_arena());
   for (size_t i = 0; i < node.shards.size(); ++i) AddShard(f, node.shards[i], std::to_string(i));
+  for (size_t i = 0; i < node.shards.size(); ++i) AddWhatIf(f, node, i);
   return prometheus::TextSerializer().Serialize(f.all());
 }
 

@@ -3,6 +3,7 @@
 #define TIERCEL_CACHESERVER_METRICS_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,7 @@ struct NodeSnapshot {
   bool draining = false;
   std::string device_why;  // Why there is no device tier; empty: there is one.
   std::vector<Shard::Stats> shards;
+  std::map<uint32_t, std::string> name_spaces;  // Their names.
 
   uint64_t rss_outside_arena() const {
     return rss_bytes > arena_resident_bytes ? rss_bytes - arena_resident_bytes : 0;

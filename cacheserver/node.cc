@@ -490,6 +490,8 @@ NodeSnapshot Node::Snapshot() const {
   snapshot.uptime_seconds = static_cast<double>(Clock::Monotonic().Now() - started_) * 1e-9;
   ReadResident(&snapshot.rss_bytes, &snapshot.arena_resident_bytes);
   snapshot.draining = draining_;
+  for (const NamespaceConfig& name_space : config_.namespaces)
+    snapshot.name_spaces[NameSpaceId(name_space.name)] = name_space.name;
   snapshot.device_why = device_why_;
   {
     MutexLock lock(mutex_);

@@ -108,7 +108,8 @@ TierStack::TierStack(const Options& options, const Clock& clock, std::unique_ptr
       arena_(std::move(arena)),
       ssd_(std::move(ssd)),
       device_(std::move(device)),
-      index_(options.max_ghosts) {
+      index_(options.max_ghosts),
+      what_if_(arena_->capacity_bytes(), options.seed) {
   policy_ = options.make_policy ? options.make_policy(options.seed)
                                 : *MakePolicy(PolicyNames().front(), options.seed);
 }
@@ -224,9 +225,13 @@ void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptio
   const BlockIndex::Found found = Select(name_space, key, options.min_class, options.prefer, &reason);
   Block* block = found.block;
   if (block != nullptr && block->host && !block->reading) {
-    if (VerifyAdopted(block)) return Answer(block, done, Tier::kHost);
+    if (VerifyAdopted(block)) {
+      what_if_.Asked(name_space, key, true);
+      return Answer(block, done, Tier::kHost);
+    }
     return found.ssd ? Fetch(name_space, key, options, std::move(done)) : AnswerMiss(done, MissReason::kCorrupt);
   }
+  what_if_.Asked(name_space, key, static_cast<bool>(found));
   if (!found) return AnswerMiss(done, reason);
   if (options.deadline <= clock_.Now()) return AnswerMiss(done, MissReason::kDeadline);
   next_deadline_ = std::min(next_deadline_, options.deadline);
@@ -409,6 +414,7 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   --reserved_;
   ++stats_.puts;
   EnterRam(block, reservation.hint_, index_.WhyAbsent(block->key) == MissReason::kEvicted);
+  what_if_.Stored(entry.name_space, entry.key, entry.record_bytes);
   WriteBehind(block, std::move(durable));
   return OkStatus();
 }
@@ -597,6 +603,7 @@ TierStack::Stats TierStack::stats() const {
                           static_cast<double>(stats.host_capacity);
   }
   if (ssd_ != nullptr) stats.ssd = ssd_->stats();
+  stats.what_if = what_if_.curves();
   stats.has_device = device_ != nullptr;
   if (device_ != nullptr) {
     stats.device = device_->stats();

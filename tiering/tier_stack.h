@@ -55,6 +55,7 @@
 #include "tiering/eviction.h"
 #include "tiering/host_arena.h"
 #include "tiering/ssd_store.h"
+#include "tiering/what_if.h"
 
 namespace tiercel {
 
@@ -258,6 +259,7 @@ class TierStack {
     uint64_t adopted_verified = 0;  // Blocks of the process before this one, when first served.
     BlockIndex::Memory index;
     SsdStore::Stats ssd;
+    std::map<uint32_t, WhatIf::Curve> what_if;  // By name space.
     bool has_device = false;
     std::string device_why;  // Empty while it works.
     DeviceTier::Stats device;
@@ -324,6 +326,7 @@ class TierStack {
   uint64_t device_turns_ = 0;
   BlockIndex index_;
   std::unique_ptr<EvictionPolicy> policy_;
+  WhatIf what_if_;
   std::unordered_map<Block*, std::unique_ptr<Waiting>> reading_;
   Nanos next_deadline_ = INT64_MAX;  // Of those that wait; may be too early.
   uint64_t evicted_since_look_ = 0;  // Bytes, since another name space's slabs were looked at.
