@@ -240,13 +240,16 @@ class Cache {
     return true;
   }
   uint64_t evictions() const { return evictions_; }
-  Nanos deciding() const { return deciding_; }
+  std::vector<uint32_t> TakeDeciding() { return std::move(deciding_); }
 
  private:
   bool Evict() {
     const Nanos began = stopwatch_ != nullptr ? stopwatch_->Now() : 0;
     Block* victim = policy_->Victim(1, nullptr);
-    if (stopwatch_ != nullptr) deciding_ += stopwatch_->Now() - began;
+    if (stopwatch_ != nullptr) {
+      deciding_.push_back(
+          static_cast<uint32_t>(std::clamp<Nanos>(stopwatch_->Now() - began, 0, UINT32_MAX)));
+    }
     if (victim == nullptr) return false;
     policy_->Remove(*victim);
     if (victim->counted) index_.ChildLeft(victim->parent);
@@ -269,7 +272,7 @@ class Cache {
   const uint64_t capacity_;
   uint64_t resident_ = 0;
   uint64_t evictions_ = 0;
-  Nanos deciding_ = 0;
+  std::vector<uint32_t> deciding_;
 };
 
 void Count(SimulatedHits* hits, size_t request, const Trace& trace, size_t hit) {
@@ -301,7 +304,7 @@ Result<SimulatedHits> Simulate(const Trace& trace, std::string_view policy, uint
     Count(&result, r, trace, hit);
   }
   result.evictions = cache.evictions();
-  result.deciding = cache.deciding();
+  result.deciding = cache.TakeDeciding();
   return result;
 }
 

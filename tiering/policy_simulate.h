@@ -60,10 +60,10 @@ struct SimulatedHits {
   uint64_t late_hits = 0;
   uint64_t evictions = 0;
   uint64_t uses = 0;  // Adds and touches.
-  // Wall time, where it was asked for: of all uses with the index and the evictions, and of that
-  // what it took to say which block goes, reading the clock included.
+  // Wall time, where it was asked for: of all uses with the index and the evictions, and in ns of
+  // each saying which block goes, the reading of the clock included.
   Nanos in_policy = 0;
-  Nanos deciding = 0;
+  std::vector<uint32_t> deciding;
   double ratio() const {
     return accesses == 0 ? 0 : static_cast<double>(hits) / static_cast<double>(accesses);
   }
