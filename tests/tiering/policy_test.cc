@@ -21,6 +21,54 @@ TEST(PolicyTest, AnUnknownNameIsToldWithThoseThatExist) {
   EXPECT_THAT(made.error().message, HasSubstr("s3fifo"));
 }
 
+// What each policy keeps of ranks between decisions is what they are: of the coldest blocks of its
+// lists the victim ranks lowest, after uses, pauses, removals and refits alike.
+TEST(PolicyTest, TheVictimRanksLowestOfTheColdest) {
+  for (const std::string& name : PolicyNames()) {
+    const auto policy = *MakePolicy(name, 3);
+    std::vector<Block> blocks(600);
+    SplitMix64 random(17);
+    Nanos now = kSecond;
+    size_t decisions = 0;
+    for (uint64_t step = 0; step < 40000; ++step) {
+      now += static_cast<Nanos>(random.Below(step % 1000 == 0 ? 3600 * kSecond : kSecond / 10));
+      BlockUse use;
+      use.now = now;
+      use.hint = static_cast<ReuseHint>(random.Below(4));
+      Block& block = blocks[random.Below(random.Below(blocks.size()) + 1)];
+      if (block.record_bytes > 0) {
+        policy->Touch(block, use);
+        continue;
+      }
+      if (policy->size() >= 200) {
+        Block* victim = policy->Victim(1, nullptr);
+        const Block* lowest = nullptr;
+        for (const Block& other : blocks) {
+          if (other.record_bytes == 0 || other.colder != nullptr) continue;
+          if (lowest == nullptr || policy->Rank(other) < policy->Rank(*lowest)) lowest = &other;
+        }
+        ASSERT_NE(victim, nullptr);
+        if (decisions > 0) {  // The first sets the model's horizon, and with it all ranks.
+          ASSERT_EQ(policy->Rank(*victim), policy->Rank(*lowest)) << name << ", step " << step;
+        }
+        policy->Remove(*victim);
+        victim->record_bytes = 0;
+        ++decisions;
+      }
+      const auto number = static_cast<uint64_t>(&block - blocks.data());
+      StoreLe<uint64_t>(block.key.bytes.data(), (number + 1) * 0x9e3779b97f4a7c15);
+      block.name_space = 1;
+      block.record_bytes = 4096;
+      block.host.bytes = 4096;
+      policy->Add(block, use);
+    }
+    EXPECT_GT(decisions, 5000u) << name;
+    for (Block& block : blocks) {
+      if (block.record_bytes > 0) policy->Remove(block);
+    }
+  }
+}
+
 // Conversations of three turns, a minute between them, that end half of the time after the first.
 Trace Conversations(int n) {
   std::string text;
