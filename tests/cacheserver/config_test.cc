@@ -74,7 +74,7 @@ TEST(ConfigTest, ANamespaceHasAReserveAndALimitOfRam) {
   EXPECT_THAT(error("{name: a, host_reserve: 4MiB, host_limit: 2MiB}"), HasSubstr("under its host_reserve"));
   EXPECT_THAT(error("{name: a, host_limit: 1MiB}"), HasSubstr("no slab"));
   EXPECT_THAT(error("{name: a, host_reserve: lots}"), HasSubstr("host_reserve: 'lots' is not a size"));
-  EXPECT_THAT(ErrorOf("insecure: true\npolicy: {eviction: fifo}\n"), HasSubstr("not one of hazard, lru"));
+  EXPECT_THAT(ErrorOf("insecure: true\npolicy: {eviction: fifo}\n"), HasSubstr("not one of lru, hazard"));
 }
 
 TEST(ConfigTest, ATypoIsNamedWithItsLineAndTheNearestKey) {
