@@ -29,7 +29,7 @@ size_t ReuseModel::Span(uint32_t age) {
 uint32_t ReuseModel::SpanEnd(uint32_t age) {
   if (age < kFirstSpan) return kFirstSpan;
   if (Span(age) == kSpans - 1) return UINT32_MAX;
-  const int shift = std::bit_width(age) - 3;
+  const auto shift = static_cast<uint32_t>(std::bit_width(age)) - 3;
   return ((age >> shift) + 1) << shift;
 }
 
