@@ -102,7 +102,7 @@ class ListPolicy : public EvictionPolicy {
   const size_t n_lists_;
   std::unordered_map<uint32_t, Space> spaces_;  // By name space; none is empty.
   uint64_t stamp_ = 0;
-  uint32_t now_ = 0;  // Tick of the last use.
+  uint32_t now_ = 0;    // Tick of the last use.
   uint32_t order_ = 0;  // Of chains, as they were used.
   uint64_t size_ = 0;
   uint64_t epoch_ = 1;
