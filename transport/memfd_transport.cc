@@ -53,6 +53,13 @@ class MemfdIncoming final : public Incoming {
     if (!bytes_.empty()) std::memcpy(dst.data(), bytes_.data(), bytes_.size());
     done(OkStatus());
   }
+  // The staging of a client, which can change it meanwhile: it is read once, and what was written is judged.
+  bool ReceiveFragments(FragmentFn each, Done done) override {
+    if (data_ != nullptr || bytes_.empty()) return false;
+    each(bytes_);
+    done(OkStatus());
+    return true;
+  }
   std::unique_ptr<InPlaceHold> Hold() override {
     if (!by_reference_ || data_ == nullptr || held_) return nullptr;
     held_ = true;

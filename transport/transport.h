@@ -79,7 +79,8 @@ class Incoming {
 
   // As Receive, where the payload comes in fragments through a buffer of the transport's: each is called
   // with one after the other, the first perhaps before this returns, and puts them where they belong
-  // while they are warm. False, and nothing happens, where they do not come so: use Receive.
+  // while they are warm. The peer may be able to change a fragment meanwhile: each reads a byte of it once,
+  // or checks its own copy. False, and nothing happens, where they do not come so: use Receive.
   virtual bool ReceiveFragments(FragmentFn, Done) { return false; }
 
   // Same host: keeps data() valid past OnFrame. Null where the transport cannot.

@@ -10,6 +10,7 @@
 #ifndef TIERCEL_TRANSPORT_UCX_FRAGMENTS_H_
 #define TIERCEL_TRANSPORT_UCX_FRAGMENTS_H_
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -21,14 +22,16 @@ namespace tiercel {
 // With its headers two of loopback's largest TCP segments (65,483 bytes each): a little more, and each
 // fragment would end in a segment of a few bytes, which costs a call on either side.
 inline constexpr size_t kFragmentBytes = size_t{120} << 10;
+inline constexpr size_t kMostFragmentBytes = 4 * kFragmentBytes;
 inline constexpr size_t kFragmentHeaderBytes = 8;
 
-constexpr size_t FragmentsOf(size_t bytes, size_t fragment_bytes) {
-  return bytes <= fragment_bytes ? 1 : (bytes + fragment_bytes - 1) / fragment_bytes;
-}
-// Each fragment's length: all as long as each other but the last, so that no message has a few bytes.
-constexpr size_t FragmentStep(size_t bytes, size_t fragments) {
-  return fragments == 1 ? bytes : ((bytes + fragments - 1) / fragments + 63) / 64 * 64;
+// The length of the next fragment where this much of a payload is left to send. While much is left fragments
+// are long, each being a call on either side; the last are short, since the receiver copies each when all of it
+// is there, and after the last one that is all that is left to do.
+constexpr size_t NextFragment(size_t left) {
+  if (left <= kFragmentBytes) return left;
+  const size_t parts = left > kMostFragmentBytes ? 2 : (left + kFragmentBytes - 1) / kFragmentBytes;
+  return std::min(((left + parts - 1) / parts + 63) / 64 * 64, kMostFragmentBytes);
 }
 
 // The payload that is arriving on one link, if any.

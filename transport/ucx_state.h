@@ -151,7 +151,7 @@ class UcxTransport final : public Transport {
   int event_fd_ = -1;
   std::string address_;
   size_t max_head_bytes_ = 0;
-  size_t fragment_bytes_ = SIZE_MAX;  // Larger payloads are cut.
+  bool cuts_ = false;  // Large payloads into fragments.
   bool progressing_ = false;  // Inside ucp_worker_progress.
   bool quiet_ = false;        // Frames wait for the next Poll.
   Nanos next_sweep_ = 0;

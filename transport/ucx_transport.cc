@@ -20,7 +20,7 @@ constexpr Nanos kSweepEvery = 20 * kMillisecond;
 constexpr Nanos kBusyFor = 100 * kMicrosecond;
 constexpr Nanos kQuietEvery = 2 * kMicrosecond;
 constexpr Nanos kCloseTimeout = 2 * kSecond;
-constexpr const char* kSegment = "256K";  // Of UCX/TCP's buffers: a fragment and its headers fit.
+constexpr const char* kSegment = "512K";  // Of UCX/TCP's buffers: a fragment and its headers fit.
 
 Error UcxError(const char* what, ucs_status_t status) {
   return Error{Code::kUnavailable, fmt::format("ucx: {}: {}", what, ucs_status_string(status))};
@@ -123,7 +123,9 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
   stamped.session_id = session_id_;
   stamped.payload_bytes = payload.size();
   const size_t head_bytes = kFrameHeaderBytes + meta.size();
-  const size_t fragments = FragmentsOf(payload.size(), owner_->fragment_bytes_);
+  const auto next = [cuts = owner_->cuts_](size_t left) { return cuts ? NextFragment(left) : left; };
+  size_t fragments = 1;
+  for (size_t left = payload.size(); (left -= next(left)) > 0;) ++fragments;
   op.head.resize(head_bytes + (fragments - 1) * kFragmentHeaderBytes);
   EncodeFrameHeader(stamped, op.head.data());
   if (!meta.empty()) std::memcpy(op.head.data() + kFrameHeaderBytes, meta.data(), meta.size());
@@ -143,9 +145,8 @@ Status UcxLink::Post(const FrameHeader& header, ByteSpan meta, ByteSpan payload,
   op.pending = 1;
   op.status = UCS_OK;
   std::byte* head = op.head.data();
-  const size_t step = FragmentStep(payload.size(), fragments);
   for (size_t i = 0, at = 0; i < fragments; ++i) {
-    const ByteSpan fragment = payload.subspan(at, std::min(payload.size() - at, step));
+    const ByteSpan fragment = payload.subspan(at, next(payload.size() - at));
     if (i > 0) StoreLe(head, uint64_t{at});
     const size_t bytes = i == 0 ? head_bytes : kFragmentHeaderBytes;
     ucs_status_ptr_t request =
@@ -250,13 +251,12 @@ Status UcxTransport::Open() {
   ucp_get_version(&major, &minor, &release);
   const std::string lane = major == 1 && minor <= 13 ? "" : "TCP_";
   // Where nothing can be placed directly: fragments, which are never a rendezvous.
-  const bool fragments = options_.tls == "tcp";
-  if (fragments) fragment_bytes_ = kFragmentBytes;
+  cuts_ = options_.tls == "tcp";
   const std::pair<std::string, std::string> settings[] = {
       {"TLS", options_.tls},           {"NET_DEVICES", options_.devices},
       {lane + "TX_SEG_SIZE", kSegment}, {lane + "RX_SEG_SIZE", kSegment},
       {lane + "CM_REUSEADDR", "y"},    {"KEEPALIVE_INTERVAL", "1s"},
-      {"PROTO_ENABLE", "n"},           {"RNDV_THRESH", fragments ? "inf" : "auto"},
+      {"PROTO_ENABLE", "n"},           {"RNDV_THRESH", cuts_ ? "inf" : "auto"},
   };
   for (const auto& [name, value] : settings) {
     status = ucp_config_modify(config, name.c_str(), value.c_str());

@@ -80,11 +80,18 @@ class RecordingSink : public FrameSink {
       got->received = true;
       return;
     }
-    payload.Receive(got->payload, [got](Status status) {
+    const auto end = [got](Status status) {
       EXPECT_FALSE(got->received);
       got->received = true;
       got->receive_code = status ? Code::kOk : status.error().code;
-    });
+    };
+    const auto take = [got, at = size_t{0}](ByteSpan fragment) mutable {
+      ASSERT_LE(fragment.size(), got->payload.size() - at);
+      std::copy(fragment.begin(), fragment.end(), got->payload.begin() + static_cast<std::ptrdiff_t>(at));
+      at += fragment.size();
+    };
+    if (in_fragments && payload.ReceiveFragments(take, end)) return;
+    payload.Receive(got->payload, end);
   }
   void OnClosed(Endpoint& endpoint, const Error& why) override {
     EXPECT_TRUE(endpoint.closed());
@@ -97,6 +104,7 @@ class RecordingSink : public FrameSink {
   }
 
   std::function<bool(Endpoint&, const FrameHeader&, ByteSpan, Incoming&)> on_frame;
+  bool in_fragments = false;  // Payloads are taken so where they come so.
   std::vector<std::unique_ptr<Endpoint>> accepted;
   std::vector<std::shared_ptr<Got>> frames;
   std::vector<std::pair<Endpoint*, Error>> closed;
@@ -218,14 +226,15 @@ TEST_P(TransportConformance, PayloadsOfEverySizeCrossBothWaysUnchanged) {
        {size_t{1}, size_t{63}, size_t{4097}, size_t{16 * 1024}, size_t{65536}, size_t{65537},
         size_t{262144 - 1}, size_t{1} << 20, size_t{4 << 20} + 3, size_t{16} << 20,
         static_cast<size_t>(kMaxPayloadBytes)}) {
-    for (int way = 0; way < 2; ++way) {
-      Endpoint* from = way == 0 ? client : server;
-      RecordingSink& to = way == 0 ? server_sink_ : client_sink_;
+    for (int way = 0; way < 4; ++way) {
+      Endpoint* from = way % 2 == 0 ? client : server;
+      RecordingSink& to = way % 2 == 0 ? server_sink_ : client_sink_;
+      to.in_fragments = way >= 2;
       const auto payload = Pattern(bytes, req);
       const auto meta = Pattern(100, req);
       int done = 0;
       const size_t before = to.frames.size();
-      ASSERT_TRUE(from->Send(Header(way == 0 ? Op::kPut : Op::kData, req), meta, payload,
+      ASSERT_TRUE(from->Send(Header(way % 2 == 0 ? Op::kPut : Op::kData, req), meta, payload,
                              [&](Status status) {
                                EXPECT_TRUE(status) << status.error().message;
                                ++done;
