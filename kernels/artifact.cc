@@ -102,7 +102,11 @@ Result<std::shared_ptr<const Artifact>> Artifact::Parse(ByteSpan given) {
     if (const Status read = made->ReadSection(entry); !read) return tl::unexpected<Error>(read.error());
     before = entry;
   }
-  if (made->rope_.size() * 2 != made->rope_dims_) return Bad("rope_dims is {}, there are {} frequencies", made->rope_dims_, made->rope_.size());
+  if (made->rope_dims_ != 0 && made->common_rope_.empty() && made->own_ropes_.size() < made->layers_) {
+    uint16_t without = 0;
+    while (made->has_own_rope(without)) ++without;
+    return Bad("rope_dims is {}, layer {} has no frequencies", made->rope_dims_, without);
+  }
   made->id_ = IdOf(given);
   return std::shared_ptr<const Artifact>(made);
 }
@@ -120,17 +124,16 @@ Status Artifact::ReadSection(const Entry& entry) {
   const std::byte* at = bytes_.data() + entry.offset;
   const bool placed = entry.type == kHeadScales || entry.type == kTransform || entry.type == kLevels;
   if (placed && (entry.layer >= layers_ || entry.kind < 1 || entry.kind > 2)) return Bad("{}: no such layer or kind", entry.name());
-  if (!placed && entry.type <= kLevels && (entry.layer != kNoLayer || entry.kind != 0 || entry.group != 0)) {
-    return Bad("{} belongs to no layer", entry.name());
+  const bool of_layer = entry.type == kRope && entry.layer < layers_;
+  if (!placed && entry.type <= kLevels && ((entry.layer != kNoLayer && !of_layer) || entry.kind != 0 || entry.group != 0)) {
+    return Bad("{} belongs to {}", entry.name(), entry.type == kRope ? "no layer that is here" : "no layer");
   }
   switch (entry.type) {
     case kAbout:
       about_ = {reinterpret_cast<const char*>(at), entry.bytes};
       return OkStatus();
     case kRope:
-      if (entry.bytes != uint64_t{rope_dims_} * 4) return Bad("{}: {} bytes for {} dimensions", entry.name(), entry.bytes, rope_dims_);
-      rope_ = {reinterpret_cast<const uint64_t*>(at), rope_dims_ / 2};
-      return OkStatus();
+      return ReadRope(entry);
     case kHeadScales: {
       if (entry.bytes != uint64_t{kv_heads_} * 4) return Bad("{}: {} bytes for {} heads", entry.name(), entry.bytes, kv_heads_);
       TIERCEL_ASSIGN(const auto scales, Floats(entry.offset, kv_heads_, "head_scales"));
@@ -158,6 +161,17 @@ Status Artifact::ReadSection(const Entry& entry) {
     default:
       return OkStatus();
   }
+}
+
+Status Artifact::ReadRope(const Entry& entry) {
+  if (entry.bytes != uint64_t{rope_dims_} * 4) return Bad("{}: {} bytes for {} dimensions", entry.name(), entry.bytes, rope_dims_);
+  const std::span<const uint64_t> turns(reinterpret_cast<const uint64_t*>(bytes_.data() + entry.offset), rope_dims_ / 2);
+  if (entry.layer == kNoLayer) {
+    common_rope_ = turns;
+  } else {
+    own_ropes_[entry.layer] = turns;
+  }
+  return OkStatus();
 }
 
 Status Artifact::ReadTransform(const Entry& entry) {
@@ -201,6 +215,11 @@ Status Artifact::ReadLevels(const Entry& entry) {
   TIERCEL_ASSIGN(levels.weight, Floats(entry.offset + kHead + 4 * n, n, "weight"));
   levels_[{entry.layer, entry.kind, uint8_t{0}}] = levels;
   return OkStatus();
+}
+
+std::span<const uint64_t> Artifact::rope(uint16_t layer) const {
+  const auto found = own_ropes_.find(layer);
+  return found == own_ropes_.end() ? common_rope_ : found->second;
 }
 
 const LevelWeights* Artifact::Levels(uint16_t layer, SegmentKind kind) const {

@@ -79,8 +79,12 @@ class Artifact {
   uint32_t kv_heads() const { return kv_heads_; }
   uint32_t head_dim(SegmentKind kind) const { return kind == SegmentKind::kV ? head_dim_v_ : head_dim_k_; }
   RopeStyle rope_style() const { return rope_style_; }
-  // Of each rotated pair, turns a position times 2^64; empty: K is not rotated.
-  std::span<const uint64_t> rope() const { return rope_; }
+  uint32_t rope_dims() const { return rope_dims_; }  // 0: K is not rotated.
+  // Of each rotated pair, turns a position times 2^64, rope_dims / 2 of them, in a layer that the artifact has.
+  std::span<const uint64_t> rope(uint16_t layer) const;
+  bool has_own_rope(uint16_t layer) const { return own_ropes_.contains(layer); }
+  // Of the layers that have none of their own; empty: there are none, or K is not rotated.
+  std::span<const uint64_t> common_rope() const { return common_rope_; }
   std::string_view about() const { return about_; }
 
   // group: the head, or kWholeLayer. Null: there is none.
@@ -100,6 +104,7 @@ class Artifact {
 
   Artifact() = default;
   Status ReadSection(const Entry& entry);
+  Status ReadRope(const Entry& entry);
   Status ReadTransform(const Entry& entry);
   Status ReadLevels(const Entry& entry);
   // [count] numbers at an offset of the file, all finite.
@@ -110,7 +115,8 @@ class Artifact {
   uint32_t layers_ = 0, kv_heads_ = 0, head_dim_k_ = 0, head_dim_v_ = 0, rope_dims_ = 0;
   RopeStyle rope_style_ = RopeStyle::kHalves;
   std::string_view about_;
-  std::span<const uint64_t> rope_;
+  std::span<const uint64_t> common_rope_;
+  std::map<uint16_t, std::span<const uint64_t>> own_ropes_;  // By layer.
   std::vector<QualityStep> steps_;
   std::map<Key, KltTransform> transforms_;
   std::map<Key, std::span<const float>> head_scales_;

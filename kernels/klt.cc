@@ -359,9 +359,9 @@ class KltCodec final : public Codec {
 
   // K's columns turned by their tokens' positions, or back.
   static void Turn(const SegmentShape& shape, const CodecContext& context, Work& work, const klt::Fns& fns, bool back) {
-    const size_t pairs = context.artifact->rope().size();
+    const size_t pairs = context.artifact->rope_dims() / 2;
     if (shape.kind != SegmentKind::kK || pairs == 0) return;
-    const klt::Angles& angles = klt::Angles::Of(*context.artifact, context.pos0, work.stride);
+    const klt::Angles& angles = klt::Angles::Of(*context.artifact, shape.layer, context.pos0, work.stride);
     const float* const cosine = work.steps.Ordered(angles.cosine(0), pairs, work.stride, work.turns);
     const float* const sine = work.steps.Ordered(angles.sine(0), pairs, work.stride, work.turns + pairs * work.stride);
     for (uint32_t head = 0; head < shape.heads; ++head) {

@@ -1,5 +1,8 @@
 #include "kernels/klt_columns.h"
 
+#include <algorithm>
+#include <array>
+
 #include "kernels/columns.h"
 #include "kernels/isa.h"
 #include "kernels/klt_core.h"
@@ -40,26 +43,37 @@ bool LoadFloats(const Fns& fns, const SegmentShape& shape, ByteSpan raw, uint32_
   return finite;
 }
 
-const Angles& Angles::Of(const Artifact& artifact, uint64_t pos0, size_t stride) {
-  thread_local Angles kept;
-  if (kept.id_ != artifact.id() || kept.pos0_ != pos0 || kept.stride_ != stride) kept.Make(artifact, pos0, stride);
-  return kept;
+const Angles& Angles::Of(const Artifact& artifact, uint16_t layer, uint64_t pos0, size_t stride) {
+  thread_local std::array<Angles, kKept> kept;
+  thread_local size_t oldest = 0;
+  const auto turns = artifact.rope(layer);
+  for (const Angles& angles : kept) {
+    if (angles.Is(turns, pos0, stride)) return angles;
+  }
+  Angles& made = kept[oldest];
+  oldest = (oldest + 1) % kKept;
+  made.Make(turns, pos0, stride);
+  return made;
 }
 
-void Angles::Make(const Artifact& artifact, uint64_t pos0, size_t stride) {
-  id_ = artifact.id();
+bool Angles::Is(std::span<const uint64_t> turns, uint64_t pos0, size_t stride) const {
+  return pos0_ == pos0 && stride_ == stride && std::equal(turns_.begin(), turns_.end(), turns.begin(), turns.end());
+}
+
+void Angles::Make(std::span<const uint64_t> turns, uint64_t pos0, size_t stride) {
+  turns_.assign(turns.begin(), turns.end());
   pos0_ = pos0;
   stride_ = stride;
-  const auto rope = artifact.rope();
-  cosine_.resize(rope.size() * stride);
-  sine_.resize(rope.size() * stride);
-  rope::FillTables({artifact.rope_style(), 0, static_cast<uint32_t>(rope.size() * 2), rope.data()}, pos0,
+  cosine_.resize(turns.size() * stride);
+  sine_.resize(turns.size() * stride);
+  // Tables are the same in either style.
+  rope::FillTables({RopeStyle::kHalves, 0, static_cast<uint32_t>(turns.size() * 2), turns_.data()}, pos0,
                    static_cast<uint32_t>(stride), stride, cosine_.data(), sine_.data());
 }
 
 void TurnHead(const Fns& fns, const Artifact& artifact, const float* cosine, const float* sine, size_t stride, float* x,
               bool back) {
-  const auto pairs = static_cast<uint32_t>(artifact.rope().size());
+  const uint32_t pairs = artifact.rope_dims() / 2;
   const bool halves = artifact.rope_style() == RopeStyle::kHalves;
   for (uint32_t i = 0; i < pairs; ++i) {
     const uint32_t a = halves ? i : 2 * i;

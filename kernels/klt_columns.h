@@ -22,18 +22,23 @@ Fns ActiveFns();
 bool LoadFloats(const Fns& fns, const SegmentShape& shape, ByteSpan raw, uint32_t first, uint32_t count,
                 const uint16_t* order, uint16_t* tile, size_t stride, float* x);
 
-// Cosines and sines of a block's positions, kept by thread: all layers of a record use the same.
+// Cosines and sines of a block's positions. A thread keeps the last kKept of them: the layers of a record use the
+// same, or those of a model of two kinds of layers (local, global) two by turns.
 class Angles {
  public:
-  // [pairs][stride] each.
-  static const Angles& Of(const Artifact& artifact, uint64_t pos0, size_t stride);
+  // [pairs][stride] each; until the thread asks for others.
+  static const Angles& Of(const Artifact& artifact, uint16_t layer, uint64_t pos0, size_t stride);
   const float* cosine(size_t pair) const { return cosine_.data() + pair * stride_; }
   const float* sine(size_t pair) const { return sine_.data() + pair * stride_; }
 
  private:
-  void Make(const Artifact& artifact, uint64_t pos0, size_t stride);
+  static constexpr size_t kKept = 2;
 
-  uint64_t id_ = 0, pos0_ = 0;
+  bool Is(std::span<const uint64_t> turns, uint64_t pos0, size_t stride) const;
+  void Make(std::span<const uint64_t> turns, uint64_t pos0, size_t stride);
+
+  std::vector<uint64_t> turns_;  // Of each pair, a position.
+  uint64_t pos0_ = 0;
   size_t stride_ = 0;
   std::vector<float> cosine_, sine_;
 };

@@ -141,7 +141,7 @@ void LevelPredictor::Predict(const SegmentShape& k, ByteSpan raw, MutableByteSpa
     for (uint32_t t = 0; t < k.tokens; ++t) z[t] = levels::Start(logs_[t], w.position_weight, w.position_mean);
   }
   const klt::Fns fns = klt::ActiveFns();
-  const klt::Angles& angles = klt::Angles::Of(*artifact_, pos0_, stride);
+  const klt::Angles& angles = klt::Angles::Of(*artifact_, k.layer, pos0_, stride);
   for (uint32_t head = 0; head < k.heads; ++head) {
     if (!klt::LoadFloats(fns, k, raw, head * k.dim, k.dim, nullptr, tile, stride, x)) return;
     klt::TurnHead(fns, *artifact_, angles.cosine(0), angles.sine(0), stride, x, /*back=*/true);

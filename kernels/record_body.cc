@@ -190,6 +190,12 @@ uint32_t PartsOf(const KvLayout& layout, const EncodeOptions& options) {
 
 }  // namespace
 
+bool record_head::TurnsBack(const EncodeOptions& options, uint16_t layer) {
+  const Artifact* const artifact = options.artifact;
+  const bool of_artifact = artifact != nullptr && options.rope.frequencies == artifact->common_rope().data();
+  return !of_artifact || !artifact->has_own_rope(layer);
+}
+
 CodecContext record_head::ContextOf(const RecordSpec& spec, const SegmentShape& shape) {
   CodecContext context;
   context.pos0 = spec.pos0;
@@ -424,7 +430,8 @@ Status TakeArtifact(const KvLayout& layout, CodecId codec, EncodeOptions& option
     }
   }
   if (codec == CodecId::kEcC && options.rope.dims == 0 && layout.packing == KvPacking::kSplit) {
-    options.rope = {artifact.rope_style(), 0, static_cast<uint32_t>(artifact.rope().size() * 2), artifact.rope().data()};
+    const auto turns = artifact.common_rope();
+    options.rope = {artifact.rope_style(), 0, static_cast<uint32_t>(turns.size() * 2), turns.data()};
   }
   return OkStatus();
 }
@@ -471,7 +478,7 @@ uint64_t EncodeChecked(const RecordSpec& spec, const Codec& codec, QualityClass 
       }
       CodecContext context = ContextOf(spec, shape);
       context.scratch = scratch.first(scratch_bytes);
-      context.rope = rope.get();
+      if (spec.options == nullptr || TurnsBack(*spec.options, shape.layer)) context.rope = rope.get();
       if (foretells) levels.Predict(shape, raw, context.scratch);
       context.levels = levels.Of(shape.kind);
       smaller = codec.Encode(shape, raw, to, context);
@@ -511,7 +518,7 @@ uint64_t MaxRecordBytes(const RecordSpec& spec, uint64_t raw_bytes) {
   const uint64_t segments = SegmentCount(spec);
   uint64_t head = Align(HeaderBytes(spec) + segments * kRecordEntryBytes);
   // EC-C takes its rotation from there.
-  if (spec.options != nullptr && spec.options->artifact != nullptr) head += Align(8 * spec.options->artifact->rope().size() + 16);
+  if (spec.options != nullptr && spec.options->artifact != nullptr) head += Align(4 * spec.options->artifact->rope_dims() + 16);
   if (spec.layout.opaque()) return head + Align(raw_bytes);
   uint64_t body = 0;
   for (uint32_t i = 0; i < SegmentsPerLayer(spec.layout); ++i) {

@@ -81,6 +81,9 @@ SegmentShape ShapeOf(const KvLayout& layout, uint16_t layer_begin, uint32_t inde
 Result<EncodeOptions> OptionsOf(const RecordSpec& spec, CodecId codec);
 // What spec's options (OptionsOf) say of one segment.
 CodecContext ContextOf(const RecordSpec& spec, const SegmentShape& shape);
+// Whether EC-C turns that layer's keys back by the options' rotation: not where it came from their artifact, in which
+// the layer has one of its own. A record tells only one.
+bool TurnsBack(const EncodeOptions& options, uint16_t layer);
 
 // The header's checksum: over the head with the checksum's own field zero.
 uint32_t HeadCrc(ByteSpan head);

@@ -205,7 +205,7 @@ Result<int> ShowArtifact(const std::string& path) {
   fmt::print("artifact   {:016x}, {}\n", artifact->id(), FormatBytes(artifact->bytes().size()));
   fmt::print("about      {}\n", artifact->about());
   fmt::print("model      {} layers, {} kv heads, dim {}/{}; {} rotated dims\n", artifact->layers(), artifact->kv_heads(),
-             artifact->head_dim(SegmentKind::kK), artifact->head_dim(SegmentKind::kV), artifact->rope().size() * 2);
+             artifact->head_dim(SegmentKind::kK), artifact->head_dim(SegmentKind::kV), artifact->rope_dims());
   fmt::print("levels     {}\n", artifact->has_levels() ? "of each token, foretold from its key" : "none: all tokens have one step");
   fmt::print("\n{:<6} {:<9} {:>12} {:>10} {:>10}\n", "codec", "class", "step", "mean KL", "bits");
   for (const QualityStep& step : artifact->steps()) {

@@ -55,9 +55,13 @@ std::vector<std::byte> ArtifactImage(const Artifact& artifact) {
   head.kv_heads = artifact.kv_heads();
   head.dim_k = artifact.head_dim(SegmentKind::kK);
   head.dim_v = artifact.head_dim(SegmentKind::kV);
-  head.rope_dims = static_cast<uint32_t>(2 * artifact.rope().size());
+  head.rope_dims = artifact.rope_dims();
   head.rope_style = static_cast<uint32_t>(artifact.rope_style());
-  head.frequencies_at = image.Put(artifact.rope());
+  head.frequencies_at = image.Take(FrequenciesAt(head, head.layers) - FrequenciesAt(head, 0));
+  for (uint32_t layer = 0; layer < head.layers; ++layer) {
+    const auto bytes = std::as_bytes(artifact.rope(static_cast<uint16_t>(layer)));
+    if (!bytes.empty()) std::memcpy(image.at(FrequenciesAt(head, layer)), bytes.data(), bytes.size());
+  }
   std::vector<ImageTransform> transforms(2 * uint64_t{head.layers} * (uint64_t{head.kv_heads} + 1));
   head.transforms_at = image.Take(transforms.size() * sizeof(ImageTransform));
   for (uint32_t layer = 0; layer < head.layers; ++layer) {

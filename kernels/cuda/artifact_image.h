@@ -1,7 +1,7 @@
 // An artifact (kernels/artifact.h) as kernels read it: one piece of bytes that may lie anywhere, offsets from its
 // start. Made once (ArtifactImage, batch.h), copied to the device once, at a multiple of 64. Internal to kernels/cuda.
 //
-//   ImageHead | frequencies, u64 | ImageTransform [layer][K, V][group] | ImageLevels [layer][K, V] | what those point to
+//   ImageHead | frequencies, u64 [layer][pair] | ImageTransform [layer][K, V][group] | ImageLevels [layer][K, V] | what those point to
 //
 // Groups are the heads of the model, then all of them together. A transform's synthesis has rows (a dimension each)
 // of row_bytes, a multiple of 4, zeros behind its n coefficients.
@@ -38,6 +38,8 @@ struct ImageLevels {
   uint32_t zero = 0;
   uint64_t mean_at = 0, weight_at = 0;  // f32[n].
 };
+
+constexpr uint64_t FrequenciesAt(const ImageHead& head, uint64_t layer) { return head.frequencies_at + layer * 4 * head.rope_dims; }
 
 constexpr uint64_t TransformIndex(uint64_t kv_heads, uint64_t layer, bool v, uint64_t group) {
   return (2 * layer + (v ? 1 : 0)) * (kv_heads + 1) + group;

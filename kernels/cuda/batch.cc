@@ -89,6 +89,11 @@ void TakeOptions(const RecordSpec& spec, CodecId codec, BatchPlan& plan) {
     const ByteSpan bytes = std::as_bytes(std::span(scales));
     plan.tables.insert(plan.tables.end(), bytes.begin(), bytes.end());
   }
+  shape.unturned_at = static_cast<uint32_t>(plan.tables.size());
+  for (uint32_t i = 0; i < shape.segments; ++i) {
+    const auto layer = static_cast<uint16_t>(spec.layer_begin + i / shape.kinds);
+    plan.tables.push_back(static_cast<std::byte>(record_head::TurnsBack(options, layer) ? 0 : 1));
+  }
 }
 
 }  // namespace

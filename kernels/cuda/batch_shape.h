@@ -82,6 +82,7 @@ struct BatchShape {
   uint16_t rope_first = 0;  // EC-C's rotation; its frequencies are the first of the tables.
   uint16_t rope_dims = 0;
   uint8_t rope_style = 0;
+  uint32_t unturned_at = 0;  // EC-C, in the tables: a byte a segment, not 0 where its keys stay as they are turned.
   KindShape kind[2];
   uint8_t header[kMaxHeader] = {};   // As the CPU writes it; sizes, digest, pos0 and checksum change.
   uint8_t ignored[kMaxHeader] = {};  // Not 0: a record of this layout may have another byte here.

@@ -157,7 +157,7 @@ TIERCEL_KERNEL void EcLevels(Segment* segments) {
   };
   const uint32_t infinite = fp16 ? 0x7c00u : 0x7f80u;
   Segment turned;  // As the artifact has K.
-  turned.frequencies = s.image + head.frequencies_at;
+  turned.frequencies = s.image + FrequenciesAt(head, s.layer);
   turned.rope_dims = static_cast<uint16_t>(head.rope_dims);
   turned.rope_style = static_cast<uint8_t>(head.rope_style);
   for (uint32_t t = ThreadOfGrid(); t < k.tokens; t += ThreadsOfGrid()) {

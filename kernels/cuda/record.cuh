@@ -110,7 +110,7 @@ TIERCEL_DEVICE bool PrepareEc(const BatchArgs& args, const RopeOf& rope, uint64_
     if (s->transforms[i].n != n) return false;
   }
   if (v) return true;
-  s->frequencies = args.artifact + head.frequencies_at;
+  s->frequencies = args.artifact + FrequenciesAt(head, s->layer);
   s->rope_dims = static_cast<uint16_t>(head.rope_dims);
   s->rope_style = static_cast<uint8_t>(head.rope_style);
   return true;
@@ -161,6 +161,7 @@ TIERCEL_KERNEL void EncodeBegin(BatchArgs args) {
       const uint32_t before = i / shape.kinds * (shape.kind[0].groups * shape.kind[0].heads + shape.kind[1].groups * shape.kind[1].heads) +
                               (i % shape.kinds != 0 ? shape.kind[0].groups * shape.kind[0].heads : 0);
       s.scales = reinterpret_cast<const float*>(args.tables + 4 * shape.rope_dims) + before;
+      if (s.codec == kEcCCodec && args.tables[shape.unturned_at + i] != 0) s.rope_dims = 0;
     }
     args.jobs[job] = s;
   }

@@ -111,7 +111,11 @@ void WriteArtifacts(const fs::path& folder) {
     shape.style = style;
     Write(folder, "artifact_fuzz", fmt::format("made-{}", static_cast<int>(style)), Prefixed(ArtifactWriter(shape).Finish()));
     shape.levels = true;
+    shape.own_ropes = 1;
     Write(folder, "artifact_fuzz", fmt::format("made-{}-levels", static_cast<int>(style)), Prefixed(ArtifactWriter(shape).Finish()));
+    shape.layers = 2;
+    shape.whole_layers = false;
+    Write(folder, "artifact_fuzz", fmt::format("made-{}-two-ropes", static_cast<int>(style)), Prefixed(ArtifactWriter(shape).Finish()));
   }
 }
 

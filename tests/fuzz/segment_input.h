@@ -75,13 +75,14 @@ inline std::vector<int8_t> FuzzLevels(uint8_t seed, uint32_t tokens) {
   return levels;
 }
 
-// Two layers of two heads of 16, of K and of V, for both codecs.
+// Two layers of two heads of 16, of K and of V, for both codecs; the second is turned in a way of its own.
 inline const Artifact& FuzzArtifact() {
   static const std::shared_ptr<const Artifact> artifact = [] {
     ArtifactShape shape;
     shape.dim_k = shape.dim_v = 16;
     shape.rope_dims = 16;
     shape.levels = true;
+    shape.own_ropes = 1;
     auto parsed = Artifact::Parse(ArtifactWriter(shape).Finish());
     TIERCEL_CHECK(parsed.has_value());
     TIERCEL_CHECK(UseArtifact(*parsed).has_value());

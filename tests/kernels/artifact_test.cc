@@ -23,7 +23,8 @@ TEST(ArtifactTest, SaysWhatWasWritten) {
   ASSERT_TRUE(artifact) << artifact.error().message;
   const Artifact& a = **artifact;
   EXPECT_EQ(a.layers(), 2u);
-  EXPECT_EQ(a.rope().size(), 8u);
+  EXPECT_EQ(a.rope(1).size(), 8u);
+  EXPECT_FALSE(a.has_own_rope(1));
   EXPECT_THAT(std::string(a.about()), HasSubstr("made up"));
   for (uint16_t layer = 0; layer < 2; ++layer) {
     EXPECT_EQ(a.HeadScales(layer, SegmentKind::kK).size(), 2u);
@@ -87,6 +88,49 @@ TEST(ArtifactTest, WhatForetellsLevelsIsReadAndChecked) {
   EXPECT_THAT(error(at + 4, uint32_t{0x7f800000}), HasSubstr("position[1] is not finite"));
   EXPECT_THAT(error(at + 16 + 4 * 31, uint32_t{0x7fc00000}), HasSubstr("mean[31] is not finite"));
   EXPECT_THAT(error(at + 16 + 4 * 32, uint32_t{0xff800000}), HasSubstr("weight[0] is not finite"));
+}
+
+TEST(ArtifactTest, ALayerMayBeTurnedInAWayOfItsOwn) {
+  ArtifactShape shape = Small();
+  shape.layers = 3;
+  shape.own_ropes = 2;
+  shape.transforms = false;
+  const auto good = ArtifactWriter(shape).Finish();
+  const auto artifact = Artifact::Parse(good);
+  ASSERT_TRUE(artifact) << artifact.error().message;
+  const Artifact& a = **artifact;
+  EXPECT_EQ(a.rope_dims(), 16u);
+  ASSERT_EQ(a.common_rope().size(), 8u);
+  EXPECT_FALSE(a.has_own_rope(0));
+  EXPECT_EQ(a.rope(0).data(), a.common_rope().data());
+  for (uint16_t layer = 1; layer < 3; ++layer) {
+    EXPECT_TRUE(a.has_own_rope(layer));
+    ASSERT_EQ(a.rope(layer).size(), 8u);
+    for (size_t i = 0; i < 8; ++i) EXPECT_EQ(a.rope(layer)[i], a.rope(0)[i] / 2);
+  }
+
+  const size_t entry = kArtifactHeaderBytes + kArtifactEntryBytes;  // Of layer 1's table; layer 2's and the common one follow.
+  const auto error = [&good](size_t where, auto value) {
+    auto bad = good;
+    StoreLe(bad.data() + where, value);
+    ArtifactWriter::Seal(bad);
+    const auto parsed = Artifact::Parse(bad);
+    return parsed ? std::string("accepted") : parsed.error().message;
+  };
+  EXPECT_THAT(error(entry + 32 + 2, uint16_t{3}), HasSubstr("section 2 of layer 3, kind 0, group 0 belongs to no layer that is here"));
+  EXPECT_THAT(error(entry + 32 + 2, uint16_t{1}), HasSubstr("section 2 of layer 1, kind 0, group 0 is out of order or there twice"));
+  EXPECT_THAT(error(entry + 64 + 2, uint16_t{2}), HasSubstr("section 2 of layer 2, kind 0, group 0 is out of order or there twice"));
+  EXPECT_THAT(error(entry + 4, uint8_t{1}), HasSubstr("section 2 of layer 1, kind 1, group 0 belongs to no layer"));
+  EXPECT_THAT(error(entry + 16, uint64_t{60}), HasSubstr("60 bytes for 16 dimensions"));
+  // Without a common table each layer needs its own.
+  shape.own_ropes = 3;
+  auto all = ArtifactWriter(shape).Finish();
+  ASSERT_TRUE(Artifact::Parse(all));
+  EXPECT_TRUE((*Artifact::Parse(all))->common_rope().empty());
+  StoreLe(all.data() + 16, uint16_t{4});  // A layer more.
+  ArtifactWriter::Seal(all);
+  ASSERT_FALSE(Artifact::Parse(all));
+  EXPECT_THAT(Artifact::Parse(all).error().message, HasSubstr("rope_dims is 16, layer 3 has no frequencies"));
 }
 
 TEST(ArtifactTest, EveryFlippedBitIsSeen) {

@@ -20,6 +20,7 @@ struct ArtifactShape {
   uint16_t layers = 2, heads = 2, dim_k = 64, dim_v = 64, rope_dims = 64;
   RopeStyle style = RopeStyle::kHalves;
   std::vector<uint64_t> frequencies;  // Empty: those of a base of 10000.
+  uint16_t own_ropes = 0;             // The last so many layers turn half as fast, each with a table of its own.
   bool transforms = true;
   bool whole_layers = true;  // EC-X's transforms, too.
   float step = 0.05f;        // Of every codec and class, times the class.
@@ -35,7 +36,12 @@ class ArtifactWriter {
       for (int i = 0; shape.frequencies.empty() && i < shape.rope_dims / 2; ++i) {
         rope.push_back(static_cast<uint64_t>(std::pow(10000.0, -2.0 * i / shape.rope_dims) / (2 * std::numbers::pi) * 0x1p64));
       }
-      Add(2, 0xffff, 0, 0, 0, std::as_bytes(std::span(rope)));
+      std::vector<uint64_t> own = rope;
+      for (uint64_t& turns : own) turns /= 2;
+      for (int layer = shape.layers - shape.own_ropes; layer < shape.layers; ++layer) {
+        Add(2, static_cast<uint16_t>(layer), 0, 0, 0, std::as_bytes(std::span(own)));
+      }
+      if (shape.own_ropes < shape.layers) Add(2, 0xffff, 0, 0, 0, std::as_bytes(std::span(rope)));
     }
     const std::vector<float> scales(shape.heads, 0.5f);
     for (uint16_t layer = 0; layer < shape.layers; ++layer) {

@@ -58,28 +58,31 @@ std::vector<std::byte> ReadFile(const std::string& path) {
   return {bytes.begin(), bytes.end()};
 }
 
-// One layer of two heads of 16, of which 8 dims turn; with levels, one that foretells them. Made once: their
-// numbers went through libm.
+// Made once: their numbers went through libm.
+std::shared_ptr<const Artifact> KeptArtifact(const std::string& name, const ArtifactShape& shape) {
+  const std::string path = fmt::format("{}/tests/kernels/golden/{}.kva1", TIERCEL_SOURCE_DIR, name);
+  auto bytes = ReadFile(path);
+  if (bytes.empty() && std::getenv("TIERCEL_REGENERATE") != nullptr) {
+    bytes = ArtifactWriter(shape).Finish();
+    std::ofstream(path, std::ios::binary) << AsText(bytes);
+  }
+  auto parsed = Artifact::Parse(bytes);
+  EXPECT_TRUE(parsed) << parsed.error().message;
+  EXPECT_TRUE(UseArtifact(*parsed));
+  return *parsed;
+}
+
+// One layer of two heads of 16, of which 8 dims turn; with levels, one that foretells them.
 const Artifact* GoldenArtifact(bool levels) {
   static std::array<std::shared_ptr<const Artifact>, 2> all;
   auto& artifact = all[levels ? 1 : 0];
   if (artifact == nullptr) {
-    const std::string path =
-        fmt::format("{}/tests/kernels/golden/layer-of-2x16{}.kva1", TIERCEL_SOURCE_DIR, levels ? "-levels" : "");
-    auto bytes = ReadFile(path);
-    if (bytes.empty() && std::getenv("TIERCEL_REGENERATE") != nullptr) {
-      ArtifactShape shape;
-      shape.layers = 1;
-      shape.dim_k = shape.dim_v = 16;
-      shape.rope_dims = 8;
-      shape.levels = levels;
-      bytes = ArtifactWriter(shape).Finish();
-      std::ofstream(path, std::ios::binary) << AsText(bytes);
-    }
-    auto parsed = Artifact::Parse(bytes);
-    EXPECT_TRUE(parsed) << parsed.error().message;
-    EXPECT_TRUE(UseArtifact(*parsed));
-    artifact = *parsed;
+    ArtifactShape shape;
+    shape.layers = 1;
+    shape.dim_k = shape.dim_v = 16;
+    shape.rope_dims = 8;
+    shape.levels = levels;
+    artifact = KeptArtifact(levels ? "layer-of-2x16-levels" : "layer-of-2x16", shape);
   }
   return artifact.get();
 }
@@ -90,6 +93,23 @@ const EncodeOptions* TransformOptions(QualityClass quality, bool levels) {
   options.quality = quality;
   options.artifact = GoldenArtifact(levels);
   options.exact_tokens = quality == QualityClass::kNear ? 4098 : 0;  // The golden blocks start at 4096.
+  return &options;
+}
+
+// Two layers, the second with a rotation of its own.
+const EncodeOptions* TwoRopesOptions() {
+  static EncodeOptions options;
+  static std::shared_ptr<const Artifact> artifact;
+  if (artifact == nullptr) {
+    ArtifactShape shape;
+    shape.dim_k = shape.dim_v = 16;
+    shape.rope_dims = 8;
+    shape.levels = true;
+    shape.own_ropes = 1;
+    artifact = KeptArtifact("two-layers-of-2x16-two-ropes", shape);
+    options.quality = QualityClass::kBalanced;
+    options.artifact = artifact.get();
+  }
   return &options;
 }
 
@@ -176,6 +196,9 @@ std::vector<Golden> Goldens() {
       all.push_back({fmt::format("{}-{}-{}-levels", order == 1 ? "fp16" : "bf16", orders[order], name), layout, id,
                      TransformOptions(quality, true)});
     }
+    layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kSplit, 2);
+    layout.tokens_per_block = 64;
+    all.push_back({fmt::format("bf16-two-ropes-{}-levels", name), layout, id, TwoRopesOptions()});
   }
   return all;
 }

@@ -171,6 +171,39 @@ TEST(KltTest, EveryIsaGivesTheSameBytes) {
   EXPECT_GT(coded_at_all, 20);
 }
 
+TEST(KltTest, ALayersOwnRotationIsWhatOneOfAllLayersWouldBe) {
+  SplitMix64 random(6);
+  ArtifactShape mixed = Shape(2, 32, 32, 16);
+  mixed.layers = 3;
+  mixed.own_ropes = 1;  // Layer 2's, half as fast.
+  const auto artifact = *Artifact::Parse(ArtifactWriter(mixed).Finish());
+  std::array<std::shared_ptr<const Artifact>, 2> plain;  // All layers the one, or the other way; else the same.
+  for (size_t i = 0; i < 2; ++i) {
+    ArtifactShape shape = mixed;
+    shape.own_ropes = 0;
+    const auto turns = artifact->rope(i == 0 ? 0 : 2);
+    shape.frequencies.assign(turns.begin(), turns.end());
+    plain[i] = *Artifact::Parse(ArtifactWriter(shape).Finish());
+  }
+  int differ = 0;
+  for (int i = 0; i < 60; ++i) {
+    Case given = MakeCase(random, mixed, i % 2 == 0 ? CodecId::kEcX : CodecId::kEcK, Dtype::kBf16);
+    given.context.pos0 = static_cast<uint64_t>(i / 10) * 1000;  // Layers of one block follow each other.
+    given.context.artifact = artifact.get();
+    const Coded mine = Code1(given);
+    std::array<Coded, 2> theirs;
+    for (size_t which = 0; which < 2; ++which) {
+      given.context.artifact = plain[which].get();
+      theirs[which] = Code1(given);
+    }
+    ASSERT_EQ(mine.bytes, theirs[given.shape.layer / 2].bytes) << "layer " << given.shape.layer;
+    ASSERT_EQ(mine.decoded, theirs[given.shape.layer / 2].decoded) << "layer " << given.shape.layer;
+    if (given.shape.kind == SegmentKind::kV) { EXPECT_EQ(mine.bytes, theirs[0].bytes); }
+    differ += theirs[0].bytes != theirs[1].bytes ? 1 : 0;
+  }
+  EXPECT_GT(differ, 15);
+}
+
 TEST(KltTest, MalformedSegmentsAreNamedAndNeverCrash) {
   SplitMix64 random(4);
   for (int i = 0; i < 40; ++i) {

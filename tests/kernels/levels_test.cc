@@ -173,7 +173,7 @@ TEST(LevelsTest, AreForetoldFromKeysBeforeRotationOnEveryIsa) {
     for (uint32_t t = 0; t < k.tokens; ++t) {
       std::vector<double> key(size_t{k.heads} * k.dim);
       for (uint32_t c = 0; c < key.size(); ++c) key[c] = ToFloat(k.dtype, LoadLe<uint16_t>(raw.data() + 2 * ElementIndex(k, c, t)));
-      const auto rope = artifact->rope();
+      const auto rope = artifact->rope(0);
       for (uint32_t head = 0; head < k.heads; ++head) {
         for (size_t i = 0; i < rope.size(); ++i) {
           const double angle = static_cast<double>((pos0 + t) * rope[i]) * 0x1p-64 * 2 * std::numbers::pi;

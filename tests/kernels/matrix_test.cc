@@ -185,6 +185,7 @@ const Artifact* RandomArtifact(const KvLayout& layout, Turns turns, RopeStyle st
   shape.style = style;
   shape.frequencies = FrequenciesOf(turns, shape.rope_dims);
   shape.levels = static_cast<uint32_t>(turns) % 2 == 1;
+  shape.own_ropes = style == RopeStyle::kNeighbours ? 1 : 0;
   artifact = *Artifact::Parse(ArtifactWriter(shape, made.size()).Finish());
   EXPECT_TRUE(UseArtifact(artifact));
   return artifact.get();

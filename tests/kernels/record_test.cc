@@ -8,6 +8,7 @@
 #include "base/crc32c.h"
 #include "kernels/digest.h"
 #include "kernels/record_head.h"
+#include "tests/kernels/artifact_testing.h"
 #include "tests/kernels/kernels_testing.h"
 
 namespace tiercel {
@@ -509,6 +510,42 @@ TEST(RecordTest, ALossyRecordSaysSoAndDecodesByItself) {
   options.rope.dims = 0;
   options.latent_dims = 8;
   refused("latent_dims");
+}
+
+TEST(RecordTest, EcCLeavesKeysOfLayersWithARotationOfTheirOwn) {
+  KvLayout layout = SmallLayout(Dtype::kBf16, AxisOrder::kTokenHeadDim, KvPacking::kSplit, 3);
+  layout.tokens_per_block = 64;
+  const auto block = BlockOf(layout, 5);
+  ArtifactShape shape;
+  shape.layers = 3;
+  shape.dim_k = shape.dim_v = shape.rope_dims = static_cast<uint16_t>(layout.head_dim_k);
+  shape.transforms = false;
+  shape.own_ropes = 1;
+  const auto artifact = *Artifact::Parse(ArtifactWriter(shape).Finish());
+  EncodeOptions options;
+  options.artifact = artifact.get();
+  options.quality = QualityClass::kHigh;
+  RecordSpec spec = SpecOf(layout);
+  spec.options = &options;
+  // What an artifact says, and what was said beside it: that is of all layers.
+  for (const bool said : {false, true}) {
+    std::vector<uint64_t> frequencies(artifact->common_rope().begin(), artifact->common_rope().end());
+    if (said) options.rope = {RopeStyle::kHalves, 0, shape.rope_dims, frequencies.data()};
+    const auto bytes = Encoded(spec, CodecId::kEcC, block);
+    ASSERT_TRUE(bytes) << bytes.error().message;
+    const auto record = ParseRecord(*bytes);
+    ASSERT_TRUE(record) << record.error().message;
+    EXPECT_EQ(record->rope_dims, shape.rope_dims);
+    for (uint32_t i = 0; i < record->n_segments; ++i) {
+      const SegmentInfo segment = record->segment(i);
+      ASSERT_EQ(segment.codec, CodecId::kEcC);
+      const bool turned = segment.shape.kind == SegmentKind::kK && (said || segment.shape.layer < 2);
+      EXPECT_EQ(record->segment_bytes(segment)[2], std::byte{turned ? uint8_t{1} : uint8_t{0}}) << "segment " << i;
+    }
+    std::vector<std::byte> out(block.size());
+    const Status decoded = DecodeRecord(*record, layout, out);
+    EXPECT_TRUE(decoded) << decoded.error().message;
+  }
 }
 
 TEST(RecordTest, AWrongRotationIsToldByTheDigestOrByName) {

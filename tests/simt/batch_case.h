@@ -142,6 +142,7 @@ inline std::shared_ptr<const CaseOptions> MakeOptions(SplitMix64& random, const 
     shape.dim_v = static_cast<uint16_t>(l.head_dim_v);
     shape.rope_dims = static_cast<uint16_t>(2 * random.Below(l.head_dim_k / 2 + 1));
     shape.style = static_cast<RopeStyle>(random.Below(2));
+    shape.own_ropes = static_cast<uint16_t>(random.Below(2) == 0 ? 0 : random.Below(l.layers + 1));
     shape.transforms = needed;
     shape.whole_layers = codec == CodecId::kEcX;
     shape.levels = random.Below(2) == 0;

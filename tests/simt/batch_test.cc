@@ -186,7 +186,7 @@ TEST(SimtBatchTest, TokensWithStepsOfTheirOwnInOneTwoAndFourBands) {
 
 TEST(SimtBatchTest, GoldenRecordsDecodeAndExactOnesComeOutAgain) {
   std::map<uint64_t, std::shared_ptr<const Artifact>> artifacts;
-  for (const char* name : {"layer-of-2x16.kva1", "layer-of-2x16-levels.kva1"}) {
+  for (const char* name : {"layer-of-2x16.kva1", "layer-of-2x16-levels.kva1", "two-layers-of-2x16-two-ropes.kva1"}) {
     std::ifstream file(std::string(TIERCEL_SOURCE_DIR "/tests/kernels/golden/") + name, std::ios::binary);
     const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     const auto artifact = Artifact::Parse(AsBytes(bytes));
