@@ -102,15 +102,16 @@ constexpr uint64_t kSymbolsAStream = 24 << 10;
 // The arrays of one segment, cut from scratch. Columns hold the tokens in the order of `steps`.
 struct Work {
   uint32_t columns, tokens;
+  uint32_t group;   // No transform is larger.
   size_t stride;
   float* x;         // [columns][stride]
   int16_t* q;       // [columns][stride]
   uint16_t* tile;   // [kTileColumns][stride]
   float* turns;     // [2][dim / 2][stride]
-  float* factor;    // [kMaxTransform]
+  float* factor;    // [group]
   float* inverses;  // [stride]
-  float* panel;     // [kMaxTransform][32]
-  int32_t* room;    // 32 words a pair
+  float* panel;     // [group][32]
+  int32_t* room;    // 32 words a pair of coefficients.
   uint16_t* active;
   uint8_t* classes;  // [columns][bands]
   std::span<int32_t> list;
@@ -121,6 +122,7 @@ struct Work {
   static uint64_t Bytes(const SegmentShape& shape) {
     const uint64_t stride = ColumnStride(shape.tokens);
     const uint32_t columns = ColumnCount(shape);
+    const uint32_t group = std::min(columns, kMaxTransform);
     // Bands are columns of fewer tokens each; of as many as there can be, what a column needs is most.
     const uint32_t log_bands = levels::MostLogBands(shape.tokens);
     const uint64_t coder = std::max(rans::EncodeScratchBytes(columns << log_bands, shape.tokens >> log_bands),
@@ -130,11 +132,11 @@ struct Work {
         .Add<int16_t>(columns * stride)
         .Add<uint16_t>(kTileColumns * stride)
         .Add<float>(shape.dim * stride)
-        .Add<float>(kMaxTransform)
+        .Add<float>(group)
         .Add<float>(stride)
-        .Add<float>(kMaxTransform * 32)
-        .Add<int32_t>(kMaxTransform * 16)
-        .Add<uint16_t>(kMaxTransform)
+        .Add<float>(uint64_t{group} * 32)
+        .Add<int32_t>(uint64_t{group + 1} / 2 * 32)
+        .Add<uint16_t>((group + 1) / 2)
         .Add<uint8_t>(uint64_t{columns} << log_bands)
         .Add<int32_t>(std::max<uint64_t>(columns, stride))
         .Add<std::byte>(shape.raw_bytes)
@@ -148,16 +150,17 @@ struct Work {
   Work(const SegmentShape& shape, ScratchCarver carver)
       : columns(ColumnCount(shape)),
         tokens(shape.tokens),
+        group(std::min(columns, kMaxTransform)),
         stride(ColumnStride(shape.tokens)),
         x(carver.Take<float>(columns * stride)),
         q(carver.Take<int16_t>(columns * stride)),
         tile(carver.Take<uint16_t>(kTileColumns * stride)),
         turns(carver.Take<float>(shape.dim * stride)),
-        factor(carver.Take<float>(kMaxTransform)),
+        factor(carver.Take<float>(group)),
         inverses(carver.Take<float>(stride)),
-        panel(carver.Take<float>(kMaxTransform * 32)),
-        room(carver.Take<int32_t>(kMaxTransform * 16)),
-        active(carver.Take<uint16_t>(kMaxTransform)),
+        panel(carver.Take<float>(uint64_t{group} * 32)),
+        room(carver.Take<int32_t>(uint64_t{group + 1} / 2 * 32)),
+        active(carver.Take<uint16_t>((group + 1) / 2)),
         classes(carver.Take<uint8_t>(uint64_t{columns} << levels::MostLogBands(tokens))),
         list(carver.Take<int32_t>(std::max<uint64_t>(columns, stride)), std::max<uint64_t>(columns, stride)),
         raw(carver.Take<std::byte>(shape.raw_bytes)),

@@ -19,9 +19,15 @@ class Room {
   std::unique_ptr<std::byte[]> memory_;
 };
 
+// Scratch ends where its memory ends, which is kept: that much of it afresh each time is what would take longest.
+MutableByteSpan Scratch(uint64_t size) {
+  static std::unique_ptr<Room> kept;
+  if (kept == nullptr || kept->span().size() < size) kept = std::make_unique<Room>(size);
+  return kept->span().last(size);
+}
+
 Status Decode(const Codec& codec, const SegmentInput& in, CodecContext context, uint64_t step, MutableByteSpan out) {
-  const Room scratch(codec.scratch_bytes(in.shape));
-  context.scratch = scratch.span();
+  context.scratch = Scratch(codec.scratch_bytes(in.shape));
   for (uint64_t at = 0; at < out.size(); at += step) {
     const MutableByteSpan part = out.subspan(at, std::min(step, out.size() - at));
     if (Status s = codec.Decode(in.shape, in.params, in.encoded, at, part, context); !s) return s;
