@@ -51,6 +51,22 @@ TEST(CodecControllerTest, ASlowLinkWantsFewBytesAndAFastOneFastCodecs) {
   EXPECT_EQ(controller.ChoosePut(AskFor(QualityClass::kExact)).codec, CodecId::kRaw);
 }
 
+TEST(CodecControllerTest, TheTableForeseesWhatAnArtifactsLevelsSave) {
+  const CodecController controller(NeverExplore());
+  const auto ratio = [&](CodecId codec, bool artifact) {
+    const auto ask = AskFor(QualityClass::kBalanced, artifact);
+    for (const auto& one : controller.Explain(ask)) {
+      if (one.codec == codec && one.quality == QualityClass::kBalanced) return one.record_bytes / static_cast<double>(ask.raw_bytes);
+    }
+    return -1.0;
+  };
+  EXPECT_NEAR(ratio(CodecId::kEcX, true), 1.52 / 16, 0.006);  // Bits of docs/reports/quality-smollm2.txt at 3 times fp8's KL.
+  EXPECT_NEAR(ratio(CodecId::kEcK, true), 1.77 / 16, 0.006);
+  EXPECT_NEAR(ratio(CodecId::kEcC, true), 2.39 / 16, 0.006);
+  EXPECT_NEAR(ratio(CodecId::kEcC, false), 3.2 / 16, 0.006);
+  EXPECT_EQ(ratio(CodecId::kEcX, false), -1.0);
+}
+
 TEST(CodecControllerTest, WhatIsMeasuredReplacesTheTable) {
   CodecController controller(NeverExplore());
   TellLink(controller, 10);
