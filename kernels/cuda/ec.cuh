@@ -378,6 +378,18 @@ TIERCEL_KERNEL void EcPack(Segment* segments) {
 
 // ---- Decoding.
 
+// What the headers of both kinds of segments tell.
+template <class Head>
+TIERCEL_DEVICE void TakeHead(const Head& head, EcPlan& plan) {
+  plan.exact = head.exact;
+  plan.levels = head.levels() ? 1 : 0;
+  plan.log_bands = head.log_bands;
+  plan.log_streams = head.log_streams;
+  plan.level_bytes = head.level_bytes;
+  plan.exact_at = static_cast<uint32_t>(head.exact_at());
+  plan.levels_at = static_cast<uint32_t>(head.levels_at());
+  plan.classes_at = static_cast<uint32_t>(head.classes_at());
+}
 // Headers, by one thread: where all is; false: malformed.
 TIERCEL_DEVICE bool EccReadHead(Segment& s, EcPlan& plan) {
   ecc::Head head;
@@ -386,16 +398,9 @@ TIERCEL_DEVICE bool EccReadHead(Segment& s, EcPlan& plan) {
   if (rope && (s.kind == kKindV || s.rope_dims == 0 || uint32_t{s.rope_first} + s.rope_dims > s.dim)) return false;
   if (!rope) s.rope_dims = 0;
   s.split = static_cast<uint16_t>(head.split);
-  plan.exact = head.exact;
-  plan.levels = head.levels() ? 1 : 0;
-  plan.log_bands = head.log_bands;
-  plan.log_streams = head.log_streams;
+  TakeHead(head, plan);
   plan.mean_bytes = head.mean_bytes;
-  plan.level_bytes = head.level_bytes;
   plan.steps_at = static_cast<uint32_t>(head.steps_at());
-  plan.exact_at = static_cast<uint32_t>(head.exact_at());
-  plan.levels_at = static_cast<uint32_t>(head.levels_at());
-  plan.classes_at = static_cast<uint32_t>(head.classes_at());
   for (uint32_t i = 0; i < head.groups; ++i) {
     if (!ecc::GoodStep(LoadU16(s.encoded + plan.steps_at + 2 * i))) return false;
   }
@@ -405,15 +410,8 @@ TIERCEL_DEVICE bool KltReadHead(Segment& s, EcPlan& plan) {
   klt::Head head;
   if (klt::ReadHead(s.encoded, s.bytes, s.tokens, s.columns(), head) != klt::HeadFault::kNone) return false;
   s.step = head.step;
-  plan.exact = head.exact;
-  plan.levels = head.levels() ? 1 : 0;
-  plan.log_bands = head.log_bands;
-  plan.log_streams = head.log_streams;
+  TakeHead(head, plan);
   plan.class_bytes = head.class_bytes;
-  plan.level_bytes = head.level_bytes;
-  plan.levels_at = static_cast<uint32_t>(head.levels_at());
-  plan.classes_at = static_cast<uint32_t>(head.classes_at());
-  plan.exact_at = static_cast<uint32_t>(head.exact_at());
   plan.block_at = static_cast<uint32_t>(head.block_at());
   return true;
 }
