@@ -16,8 +16,13 @@ void Transpose(const T* from, columns::Rows from_rows, size_t rows, size_t cols,
                bool room_in_from, bool room_in_to) {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, uint16_t>) {
-    if (ActiveKernelIsa() != KernelIsa::kScalar) {
-      return columns::TransposeAvx2(from, from_rows, rows, cols, to, to_rows, room_in_from, room_in_to);
+    switch (ActiveKernelIsa()) {
+      case KernelIsa::kAvx512:
+        return columns::TransposeAvx512(from, from_rows, rows, cols, to, to_rows, room_in_from, room_in_to);
+      case KernelIsa::kAvx2:
+        return columns::TransposeAvx2(from, from_rows, rows, cols, to, to_rows, room_in_from, room_in_to);
+      case KernelIsa::kScalar:
+        break;
     }
   }
 #endif

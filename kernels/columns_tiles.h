@@ -31,6 +31,8 @@ inline void TransposeScalar(const T* from, Rows from_rows, size_t first_row, siz
 #if defined(__x86_64__)
 void TransposeAvx2(const uint16_t* from, Rows from_rows, size_t rows, size_t cols, uint16_t* to, Rows to_rows,
                    bool room_in_from, bool room_in_to);
+void TransposeAvx512(const uint16_t* from, Rows from_rows, size_t rows, size_t cols, uint16_t* to, Rows to_rows,
+                     bool room_in_from, bool room_in_to);
 #endif
 
 }  // namespace tiercel::columns

@@ -31,6 +31,22 @@ inline uint32_t LoadBits(const std::byte* from, size_t n) {
   return bits;
 }
 
+// The first n of 32. Masked stores are slow on some CPUs.
+TIERCEL_AVX512 inline void StoreWords(void* to, size_t n, __m512i words) {
+  if (n >= 32) {
+    _mm512_storeu_si512(to, words);
+  } else {
+    _mm512_mask_storeu_epi16(to, First(n), words);
+  }
+}
+TIERCEL_AVX512 inline void StoreBytes(void* to, size_t n, __m256i bytes) {
+  if (n >= 32) {
+    _mm256_storeu_si256(static_cast<__m256i*>(to), bytes);
+  } else {
+    _mm256_mask_storeu_epi8(to, First(n), bytes);
+  }
+}
+
 template <bool kFp16>
 TIERCEL_AVX512 Exponents Split(const uint16_t* column, size_t n, int16_t* exponents,
                                std::byte* planes) {
@@ -57,8 +73,8 @@ TIERCEL_AVX512 Exponents Split(const uint16_t* column, size_t n, int16_t* expone
       rest = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7f), v, _mm512_srli_epi16(v, 8), 0xca);
       rest = _mm512_and_si512(rest, _mm512_set1_epi16(0xff));
     }
-    _mm512_mask_storeu_epi16(exponents + i, some, e);
-    _mm256_mask_storeu_epi8(planes + i, some, _mm512_cvtepi16_epi8(rest));
+    StoreWords(exponents + i, n - i, e);
+    StoreBytes(planes + i, n - i, _mm512_cvtepi16_epi8(rest));
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(e, _mm512_set1_epi16(1)));
     nonzero += static_cast<uint32_t>(__builtin_popcount(_mm512_test_epi16_mask(e, e)));
     least = _mm512_mask_min_epi16(least, some, least, e);
@@ -77,7 +93,7 @@ TIERCEL_AVX512 void Subtract(int16_t* values, size_t n, int32_t base) {
   for (size_t i = 0; i < n; i += 32) {
     const __mmask32 some = First(n - i);
     const __m512i v = _mm512_maskz_loadu_epi16(some, values + i);
-    _mm512_mask_storeu_epi16(values + i, some, _mm512_sub_epi16(v, bases));
+    StoreWords(values + i, n - i, _mm512_sub_epi16(v, bases));
   }
 }
 
@@ -108,7 +124,7 @@ TIERCEL_AVX512 void Join(const int16_t* values, int32_t base, const std::byte* p
       v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(rest, 8),
                                     _mm512_set1_epi16(static_cast<int16_t>(0x8000)), 0xf8);
     }
-    _mm512_mask_storeu_epi16(column + i, some, v);
+    StoreWords(column + i, n - i, v);
   }
 }
 

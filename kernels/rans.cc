@@ -157,11 +157,9 @@ Encoder::Encoder(TableSet set, uint32_t columns, uint32_t tokens, MutableByteSpa
 void Encoder::Add(const int16_t* values) {
   TIERCEL_CHECK(columns_added_ < columns_);
   const uint32_t c = columns_added_++;
-  const uint64_t sum = fns_.magnitude(values, tokens_);
-  if (sum == 0) {
-    classes_[c] = MakeClass(0, 0);
-    return;
-  }
+  classes_[c] = MakeClass(0, 0);
+  const uint64_t sum = shifts_ ? fns_.magnitude(values, tokens_) : 1;
+  if (sum == 0) return;
   const uint32_t shift = shifts_ ? ShiftFor(sum, tokens_) : 0;
   const uint32_t tail = tokens_ - full_;
   uint8_t* const symbols = symbols_ + rows_ * kLanes;
@@ -169,6 +167,7 @@ void Encoder::Add(const int16_t* values) {
   Histogram histogram;
   fns_.symbols(values, full_, shift, symbols, histogram);
   if (tail != 0) fns_.symbols(values + full_, tail, shift, tails, histogram);
+  if (!shifts_ && histogram.count[kLargest] == tokens_) return;  // All zero.
   const uint32_t table = fns_.best_table(tables_.cost, histogram, shift == 0 ? 1 : kWideTable);
   classes_[c] = MakeClass(table, shift);
   for (uint32_t r = 0; r < full_ / kLanes; ++r) {

@@ -32,6 +32,12 @@ TIERCEL_AVX512 inline void StoreLanes(const Lanes& lanes, std::array<uint32_t, k
   _mm512_storeu_si512(states.data() + 16, _mm512_permutex2var_epi32(lanes.even, high, lanes.odd));
 }
 
+// 0 to 31.
+TIERCEL_AVX512 inline __m512i Ascending() {
+  const __m512i evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return _mm512_or_si512(evens, _mm512_slli_epi32(_mm512_add_epi32(evens, _mm512_set1_epi32(1)), 16));
+}
+
 // Low halves of even and odd to words in order.
 TIERCEL_AVX512 inline __m512i Weave(__m512i even, __m512i odd) {
   return _mm512_mask_mov_epi16(even, 0xaaaaaaaau, _mm512_slli_epi32(odd, 16));
@@ -73,9 +79,11 @@ TIERCEL_AVX512 inline void EncodeFullRow(const LaneTable& table, const uint8_t* 
       Weave(_mm512_srli_epi32(lanes.even, 31 - kBits), _mm512_srli_epi32(lanes.odd, 31 - kBits));
   const __mmask32 emit = _mm512_cmpge_epu16_mask(high, frequency);
   const __m512i low = Weave(lanes.even, lanes.odd);
+  // The words end at tail, with anything before them: a stream has room for 32 words of each of its rows.
   const auto count = static_cast<uint32_t>(__builtin_popcount(emit));
+  const __m512i to_end = _mm512_add_epi16(Ascending(), _mm512_set1_epi16(static_cast<int16_t>(count)));
+  _mm512_storeu_si512(tail - 64, _mm512_permutexvar_epi16(to_end, _mm512_maskz_compress_epi16(emit, low)));
   tail -= 2 * count;
-  _mm512_mask_storeu_epi16(tail, _bzhi_u32(~0u, count), _mm512_maskz_compress_epi16(emit, low));
   const __m512i spread = _mm512_movm_epi16(emit);
   const __mmask16 even = _mm512_movepi32_mask(_mm512_slli_epi32(spread, 16));
   const __mmask16 odd = _mm512_movepi32_mask(spread);
@@ -326,14 +334,22 @@ TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uin
     const size_t end = n - begin < 512 ? n : begin + 512;
     for (size_t i = begin; i < end; i += 64) {
       const size_t left = end - i;
-      const __mmask32 first = First(left);
-      const __mmask32 second = left > 32 ? First(left - 32) : 0;
-      const __m256i a = reduce(_mm512_maskz_loadu_epi16(first, values + i));
-      const __m256i b = reduce(_mm512_maskz_loadu_epi16(second, values + i + 32));
-      _mm256_mask_storeu_epi8(symbols + i, first, a);
-      _mm256_mask_storeu_epi8(symbols + i + 32, second, b);
-      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-      const uint64_t valid = uint64_t{first} | uint64_t{second} << 32;
+      __m512i both;
+      uint64_t valid = ~uint64_t{0};
+      if (left >= 64) {  // Masked stores are slow on some CPUs.
+        const __m256i a = reduce(_mm512_loadu_si512(values + i));
+        const __m256i b = reduce(_mm512_loadu_si512(values + i + 32));
+        both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+        _mm512_storeu_si512(symbols + i, both);
+      } else {
+        const __mmask32 first = First(left);
+        const __mmask32 second = left > 32 ? First(left - 32) : 0;
+        const __m256i a = reduce(_mm512_maskz_loadu_epi16(first, values + i));
+        const __m256i b = reduce(_mm512_maskz_loadu_epi16(second, values + i + 32));
+        both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+        valid = uint64_t{first} | uint64_t{second} << 32;
+        _mm512_mask_storeu_epi8(symbols + i, valid, both);
+      }
       for (unsigned bit = 0; bit < 4; ++bit) {
         planes[bit][(i - begin) / 64] = valid & _mm512_movepi8_mask(_mm512_slli_epi16(both, 7 - bit));
       }
@@ -424,7 +440,11 @@ TIERCEL_AVX512 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, con
                                       _mm512_set1_epi16(static_cast<int16_t>(1 << b)));
       }
     }
-    _mm512_mask_storeu_epi16(values + i, some, value);
+    if (n - i >= 32) {
+      _mm512_storeu_si512(values + i, value);
+    } else {
+      _mm512_mask_storeu_epi16(values + i, some, value);
+    }
   }
   return escapes != 0;
 }

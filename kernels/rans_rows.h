@@ -20,7 +20,8 @@ struct Row {
 using States = std::array<std::array<uint32_t, kLanes>, kMaxStreams>;
 
 // Row r is row r / streams of stream r % streams; its symbols, a byte each, are at 32 r. Encodes from
-// the last row to the first; the words of stream s are written downwards from tail[s].
+// the last row to the first; the words of stream s are written downwards from tail[s], where there is room for 64 bytes
+// of each of its rows: what is left of that may be written to.
 using EncodeRowsFn = void (*)(const Tables& tables, const Row* rows, size_t n, uint32_t streams,
                               const uint8_t* symbols, States& states, std::byte** tail);
 
