@@ -44,8 +44,8 @@ void Analyse(uint32_t n, const float* analysis, const float* mean, const float* 
   }
 }
 
-void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active, uint32_t count,
-                const int16_t* q, size_t stride, const float* factor, const float* steps, const float* mean,
+void Synthesise(uint32_t n, uint32_t row_pairs, const int8_t* /*synthesis*/, const int32_t* pairs, const uint16_t* active,
+                uint32_t count, const int16_t* q, size_t stride, const float* factor, const float* steps, const float* mean,
                 int32_t* /*room*/, float* x) {
   for (uint32_t j = 0; j < n; ++j) {
     for (size_t t = 0; t < stride; ++t) {
@@ -385,8 +385,9 @@ class KltCodec final : public Codec {
         const size_t values = work.stride * (c + 1 < n ? 2 : 1);
         if (std::any_of(q, q + values, [](int16_t v) { return v != 0; })) work.active[count++] = static_cast<uint16_t>(c / 2);
       }
-      fns.synthesise(n, transform.row_pairs(), transform.pairs.data(), work.active, count, work.q + first * work.stride,
-                     work.stride, work.factor, work.steps.steps(), transform.mean.data(), work.room, work.x + first * work.stride);
+      fns.synthesise(n, transform.row_pairs(), transform.synthesis.data(), transform.pairs.data(), work.active, count,
+                     work.q + first * work.stride, work.stride, work.factor, work.steps.steps(), transform.mean.data(),
+                     work.room, work.x + first * work.stride);
     }
     Turn(shape, context, work, fns, /*back=*/false);
     for (uint32_t first = 0; first < work.columns; first += kTileColumns) {

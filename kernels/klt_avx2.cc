@@ -93,7 +93,7 @@ TIERCEL_AVX2 inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs
   }
 }
 
-TIERCEL_AVX2 void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
+TIERCEL_AVX2 void Synthesise(uint32_t n, uint32_t row_pairs, const int8_t* /*synthesis*/, const int32_t* pairs, const uint16_t* active,
                              uint32_t count, const int16_t* q, size_t stride, const float* factor,
                              const float* steps, const float* mean, int32_t* room, float* x) {
   for (size_t t = 0; t < stride; t += 16) {

@@ -2,6 +2,9 @@
 
 #include <immintrin.h>
 
+#include <array>
+
+#include "kernels/artifact.h"
 #include "kernels/klt_core.h"
 #include "kernels/klt_loops.h"
 
@@ -65,17 +68,46 @@ TIERCEL_AVX512 void Analyse(uint32_t n, const float* analysis, const float* mean
   }
 }
 
+// What a panel of 32 tokens is made of. Coefficients of magnitude up to 127 go four a word, as bytes, with two
+// products a lane and cycle more than the others, which go two a word.
+struct Panel {
+  std::array<uint16_t, kMaxTransform / 4> quads;  // Which four, and behind them in room:
+  std::array<uint16_t, kMaxTransform / 2> pairs;  // which two.
+  uint32_t n_quads = 0;
+  uint32_t n_pairs = 0;
+};
+
+// kRows dimensions of 32 tokens at once. Bytes of synthesis are taken 128 larger, since one factor has no sign;
+// `less` is 128 times the coefficients' sum.
 template <uint32_t kRows>
-TIERCEL_VNNI inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
-                                          uint32_t count, const int32_t* room, const float* factor,
-                                          const float* steps, const float* mean, float* x, size_t stride) {
+TIERCEL_VNNI inline void SynthesiseRows(uint32_t n, uint32_t row_pairs, const int8_t* synthesis, const int32_t* pairs,
+                                        const Panel& panel, const int32_t* room, const __m512i (&less)[2], const float* factor,
+                                        const float* steps, const float* mean, float* x, size_t stride) {
   __m512i sum[kRows][2];
   TIERCEL_UNROLL
-  for (uint32_t k = 0; k < kRows; ++k) sum[k][0] = sum[k][1] = _mm512_setzero_si512();
-  for (uint32_t i = 0; i < count; ++i) {
+  for (uint32_t k = 0; k < kRows; ++k) {
+    sum[k][0] = _mm512_sub_epi32(_mm512_setzero_si512(), less[0]);
+    sum[k][1] = _mm512_sub_epi32(_mm512_setzero_si512(), less[1]);
+  }
+  const __m512i sign = _mm512_set1_epi8(-128);
+  for (uint32_t i = 0; i < panel.n_quads; ++i) {
     const __m512i a = _mm512_loadu_si512(room + size_t{i} * 32);
     const __m512i b = _mm512_loadu_si512(room + size_t{i} * 32 + 16);
-    const int32_t* at = pairs + active[i];
+    const int8_t* const at = synthesis + size_t{panel.quads[i]} * 4;
+    TIERCEL_UNROLL
+    for (uint32_t k = 0; k < kRows; ++k) {
+      int32_t four;
+      __builtin_memcpy(&four, at + size_t{k} * n, 4);
+      const __m512i w = _mm512_xor_si512(_mm512_set1_epi32(four), sign);
+      sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], w, a);
+      sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], w, b);
+    }
+  }
+  room += size_t{panel.n_quads} * 32;
+  for (uint32_t i = 0; i < panel.n_pairs; ++i) {
+    const __m512i a = _mm512_loadu_si512(room + size_t{i} * 32);
+    const __m512i b = _mm512_loadu_si512(room + size_t{i} * 32 + 16);
+    const int32_t* at = pairs + panel.pairs[i];
     TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       const __m512i w = _mm512_set1_epi32(at[size_t{k} * row_pairs]);
@@ -94,29 +126,72 @@ TIERCEL_VNNI inline void SynthesiseRows(uint32_t row_pairs, const int32_t* pairs
   }
 }
 
-TIERCEL_VNNI void Synthesise(uint32_t n, uint32_t row_pairs, const int32_t* pairs, const uint16_t* active,
-                               uint32_t count, const int16_t* q, size_t stride, const float* factor,
-                               const float* steps, const float* mean, int32_t* room, float* x) {
-  for (size_t t = 0; t < stride; t += 32) {
-    for (uint32_t i = 0; i < count; ++i) {
-      const int16_t* low = q + size_t{active[i]} * 2 * stride + t;
-      const bool last = uint32_t{active[i]} * 2 + 1 == n;  // An odd n has no partner there.
-      for (uint32_t half = 0; half < 32; half += 16) {
-        const __m512i a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low + half)));
-        const __m512i b = last ? _mm512_setzero_si512()
-                               : _mm512_cvtepu16_epi32(_mm256_loadu_si256(
-                                     reinterpret_cast<const __m256i*>(low + stride + half)));
-        _mm512_storeu_si512(room + size_t{i} * 32 + half, _mm512_or_si512(a, _mm512_slli_epi32(b, 16)));
-      }
+// 32 tokens of coefficient c; zeros of one that is not there.
+TIERCEL_VNNI inline __m512i Coefficient(const int16_t* q, size_t stride, uint32_t c, uint32_t n) {
+  return c < n ? _mm512_loadu_si512(q + c * stride) : _mm512_setzero_si512();
+}
+
+// Fills room and panel from the pairs that are not all zero, and adds up `less`.
+TIERCEL_VNNI void Arrange(uint32_t n, const uint16_t* active, uint32_t count, const int16_t* q, size_t stride, int32_t* room,
+                          Panel& panel, __m512i (&less)[2]) {
+  const __m512i low = _mm512_set1_epi16(0xff);
+  const __m512i ones = _mm512_set1_epi8(1);
+  less[0] = less[1] = _mm512_setzero_si512();
+  panel.n_quads = panel.n_pairs = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t quad = active[i] / 2u;
+    if (i > 0 && active[i - 1] / 2u == quad) continue;
+    __m512i v[4];
+    __m512i most = _mm512_setzero_si512();
+    for (uint32_t k = 0; k < 4; ++k) {
+      v[k] = Coefficient(q, stride, quad * 4 + k, n);
+      most = _mm512_max_epu16(most, _mm512_abs_epi16(v[k]));
     }
+    if (_mm512_cmpgt_epu16_mask(most, _mm512_set1_epi16(127)) != 0) {
+      for (uint32_t k = i; k < count && active[k] / 2u == quad; ++k) panel.pairs[panel.n_pairs++] = active[k];
+      continue;
+    }
+    const __m512i first = _mm512_or_si512(_mm512_and_si512(v[0], low), _mm512_slli_epi16(v[1], 8));
+    const __m512i second = _mm512_or_si512(_mm512_and_si512(v[2], low), _mm512_slli_epi16(v[3], 8));
+    for (int half = 0; half < 2; ++half) {
+      const auto part = [&](__m512i words) TIERCEL_VNNI {
+        return _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(words) : _mm512_extracti64x4_epi64(words, 1));
+      };
+      const __m512i four = _mm512_or_si512(part(first), _mm512_slli_epi32(part(second), 16));
+      _mm512_storeu_si512(room + size_t{panel.n_quads} * 32 + half * 16, four);
+      less[half] = _mm512_dpbusd_epi32(less[half], ones, four);
+    }
+    panel.quads[panel.n_quads++] = static_cast<uint16_t>(quad);
+  }
+  for (__m512i& sum : less) sum = _mm512_slli_epi32(sum, 7);
+  for (uint32_t i = 0; i < panel.n_pairs; ++i) {
+    const __m512i a = Coefficient(q, stride, panel.pairs[i] * 2u, n);
+    const __m512i b = Coefficient(q, stride, panel.pairs[i] * 2u + 1, n);
+    for (int half = 0; half < 2; ++half) {
+      const auto part = [&](__m512i words) TIERCEL_VNNI {
+        return _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(words) : _mm512_extracti64x4_epi64(words, 1));
+      };
+      _mm512_storeu_si512(room + size_t{panel.n_quads + i} * 32 + half * 16,
+                          _mm512_or_si512(part(a), _mm512_slli_epi32(part(b), 16)));
+    }
+  }
+}
+
+TIERCEL_VNNI void Synthesise(uint32_t n, uint32_t row_pairs, const int8_t* synthesis, const int32_t* pairs, const uint16_t* active,
+                             uint32_t count, const int16_t* q, size_t stride, const float* factor, const float* steps,
+                             const float* mean, int32_t* room, float* x) {
+  Panel panel;
+  __m512i less[2];
+  for (size_t t = 0; t < stride; t += 32) {
+    Arrange(n, active, count, q + t, stride, room, panel, less);
     uint32_t j = 0;
     for (; j + 8 <= n; j += 8) {
-      SynthesiseRows<8>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, steps + t, mean + j,
-                        x + j * stride + t, stride);
+      SynthesiseRows<8>(n, row_pairs, synthesis + size_t{j} * n, pairs + size_t{j} * row_pairs, panel, room, less, factor + j,
+                        steps + t, mean + j, x + j * stride + t, stride);
     }
     for (; j < n; ++j) {
-      SynthesiseRows<1>(row_pairs, pairs + size_t{j} * row_pairs, active, count, room, factor + j, steps + t, mean + j,
-                        x + j * stride + t, stride);
+      SynthesiseRows<1>(n, row_pairs, synthesis + size_t{j} * n, pairs + size_t{j} * row_pairs, panel, room, less, factor + j,
+                        steps + t, mean + j, x + j * stride + t, stride);
     }
   }
 }
