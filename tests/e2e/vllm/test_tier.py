@@ -117,11 +117,14 @@ def test_a_load_that_misses_says_which_keys_it_has_and_does_not_come_again(tier)
     assert first.lookup(names) == [True, True, False]
 
 
-def test_what_was_stored_is_an_event(tier):
-    one, names = tier(fill=4, options={"enable_kv_events": True}), keys(2)
-    one.move(names, [0, 1], load=False)
+def test_what_was_stored_is_an_event_and_what_a_load_misses_another(tier):
+    one, names = tier(fill=4, options={"enable_kv_events": True}), keys(3)
+    one.move(names[:2], [0, 1], load=False)
     (event,) = one.tier.take_events()
-    assert event.keys == names and not event.removed and list(one.tier.take_events()) == []
+    assert event.keys == names[:2] and not event.removed and list(one.tier.take_events()) == []
+    one.move(names, [4, 5, 6], load=True)
+    (event,) = one.tier.take_events()
+    assert event.keys == names[2:] and event.removed
 
 
 @pytest.mark.parametrize("changes", [{"options": {"revision": "r2"}}, {"dtype": "float16"}, {"tp": 2}, {"chunk": 2}, {"kv_cache_layout": "BLHNC"}],

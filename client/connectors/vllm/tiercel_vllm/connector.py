@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
 
 from . import layout, settings
+from .events import Audience
 from .messages import StepMeta
 from .scheduler import SchedulerSide
 from .stats import TiercelPromMetrics, TiercelStats
@@ -48,8 +49,9 @@ class TiercelConnector(KVConnectorBase_V1, SupportsHMA):
         chosen = settings.parse(transfer.kv_connector_extra_config)
         shape = layout.describe(chosen, vllm_config, kv_cache_config, on_cpu=_on_cpu())
         events = vllm_config.kv_events_config
-        announce = events is not None and events.enable_kv_cache_events
-        self._scheduler = SchedulerSide(chosen, shape, announce=announce) if role == KVConnectorRole.SCHEDULER else None
+        audience = Audience(events is not None and events.enable_kv_cache_events, str(vllm_config.model_config.model),
+                            int(getattr(vllm_config.parallel_config, "data_parallel_index", 0) or 0))
+        self._scheduler = SchedulerSide(chosen, shape, audience=audience) if role == KVConnectorRole.SCHEDULER else None
         self._worker = WorkerSide(chosen, shape, kv_cache_config.num_blocks) if role == KVConnectorRole.WORKER else None
 
     @property

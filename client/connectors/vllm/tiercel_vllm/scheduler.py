@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import tiercel
 
-from .events import Announcer
+from .events import Announcer, Audience
 from .identity import Adapters
 from .link import Link
 from .messages import Extend, Load, Save, StepMeta
@@ -62,7 +62,7 @@ class _Followed:
 
 class SchedulerSide:
     def __init__(self, settings: Settings, shape: Shape, clock: Callable[[], float] = time.monotonic,
-                 link: Link | None = None, announce: bool = False) -> None:
+                 link: Link | None = None, audience: Audience | None = None) -> None:
         self._settings = settings
         self._shape = shape
         self._clock = clock
@@ -77,9 +77,10 @@ class SchedulerSide:
         self._last_end = 0.0
         self._probe_chain: tiercel.Chain | None = None
         self._closings = 0
-        self.events = Announcer(shape, announce)
+        self.events = Announcer(settings, shape, audience or Audience())
         self.stats = TiercelStats()
         self.link = link or Link(settings.client_options(), self._probe, "scheduler")
+        self.events.begin(self.link)
 
     # What vLLM asks
 
@@ -188,10 +189,12 @@ class SchedulerSide:
             return False
         self._forget_asking(followed)
         self._forget_storing(request.request_id)
+        self.events.ended(request.request_id)
         (self._next.delayed if followed.saving else self._next.ended).append(request.request_id)
         return followed.saving > 0
 
     def close(self) -> None:
+        self.events.close()
         self.link.close()
 
     # Matches
@@ -254,6 +257,7 @@ class SchedulerSide:
                 self.stats.add("blocks_matched", followed.prefix)
                 if followed.prefix:
                     self._probe_chain = followed.chains[0]
+                    self.events.found(followed.request, followed.scope, self._hashes(followed.request, 0, followed.prefix))
                 followed.chains = []
 
     def _give_up(self, followed: _Followed) -> None:
@@ -308,7 +312,8 @@ class SchedulerSide:
         if followed.tickets:
             self._give_up(followed)  # Nobody waited for the answer: store what may be there already.
         run: Save | None = None
-        for i, key in enumerate(self._hashes(followed.request, followed.seen, full), followed.seen):
+        hashes, given = self._hashes(followed.request, followed.seen, full), []
+        for i, key in enumerate(hashes, followed.seen):
             if i < len(followed.here) and followed.here[i] or key in self._storing:
                 run = None
                 continue
@@ -320,8 +325,9 @@ class SchedulerSide:
                 self._next.saves.append(run)
             run.pages.append(followed.pages[i * each:(i + 1) * each])
             self._storing[key] = request_id
-            self.events.given(followed.request, i)
+            given.append(i)
             followed.saving += self._shape.world
+        self.events.given(followed.request, followed.scope, followed.seen, hashes, given)
         if run is not None or followed.saving:
             self._extend(followed, full)
         followed.seen = full

@@ -9,6 +9,7 @@ from typing import Any
 
 CLASSES = ("exact", "near", "high", "balanced", "small")
 SAVES = ("all", "prompt", "none")
+FORMATS = ("map", "array", "store")
 HINTS = ("unknown", "likely", "unlikely", "done")
 
 
@@ -33,6 +34,11 @@ class Settings:
     load_deadline_s: float = 2.0  # And at most so long for its blocks; what is missing then is computed.
     put_deadline_s: float = 2.0
     max_put_bytes: int = 256 << 20  # In flight from one worker; beyond it blocks are not stored.
+    events_endpoint: str = ""  # Of a stream of KV events of our own, as of vLLM's --kv-events-config; "": none.
+    events_replay_endpoint: str = ""
+    events_topic: str = ""
+    events_format: str = "map"  # What the router reads: publish.py.
+    events_sweep_s: float = 30.0  # Each announced block is looked up once in so long; that it went is told then.
 
     def client_options(self) -> dict[str, Any]:
         """Of tiercel.Client."""
@@ -75,12 +81,14 @@ def parse(extra: Mapping[str, Any]) -> Settings:
             near = difflib.get_close_matches(key, fields, n=1)
             raise _refuse(key, f"no such key; did you mean {near[0]}?" if near else f"no such key; there are {', '.join(fields)}")
     settings = Settings(**{key: _value(fields[key], value) for key, value in extra.items()})
-    for key, known in (("quality", CLASSES), ("save", SAVES)):
+    for key, known in (("quality", CLASSES), ("save", SAVES), ("events_format", FORMATS)):
         if getattr(settings, key) not in known:
             raise _refuse(key, f"{getattr(settings, key)!r} is none of {', '.join(known)}")
-    for key in ("match_wait_s", "load_deadline_s", "put_deadline_s", "tokens_per_block", "max_put_bytes"):
+    for key in ("match_wait_s", "load_deadline_s", "put_deadline_s", "tokens_per_block", "max_put_bytes", "events_sweep_s"):
         if getattr(settings, key) <= 0:
             raise _refuse(key, "must be positive")
+    if not settings.events_endpoint and (settings.events_replay_endpoint or settings.events_topic):
+        raise _refuse("events_endpoint", "missing: a replay endpoint or a topic is of its stream")
     if settings.artifact and settings.quality == "exact":
         raise _refuse("artifact", "of no use to class exact")
     return settings

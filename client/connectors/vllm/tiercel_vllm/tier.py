@@ -163,10 +163,14 @@ class TiercelTier(SecondaryTierManager):
         whole = len(good) == len(moving.keys)
         if moving.load and not whole:
             self._lookups.mark_miss(set(moving.keys) - set(good))
-        if not moving.load and good and self._events is not None:
-            self._events.append(OffloadingEvent(keys=good, medium=Medium.STORAGE, removed=False, locality=self.locality, ownership=self.tier_type))
+        if not moving.load:
+            self._tell(good, removed=False)
         self._results.append(JobResult(moving.job.job_id, whole, successful_keys=good if moving.load and not whole else None,
                                        transfer_time=time.monotonic() - moving.began, transfer_bytes=len(good) * self._row))
+
+    def _tell(self, keys: list[OffloadKey], removed: bool) -> None:
+        if keys and self._events is not None:
+            self._events.append(OffloadingEvent(keys=keys, medium=Medium.STORAGE, removed=removed, locality=self.locality, ownership=self.tier_type))
 
     def _take(self, completion: Any) -> None:
         if not completion.released:
@@ -178,6 +182,8 @@ class TiercelTier(SecondaryTierManager):
                 if block.status == "OK" and (not moving.load or block.bytes == self._row)]
         if any(block.status in ("TIMEOUT", "UNAVAILABLE") for block in completion.blocks):
             self.link.trouble("a job was not answered in time")
+        if moving.load:
+            self._tell([key for key, block in zip(moving.keys, completion.blocks) if block.status in ("MISS", "CORRUPT")], removed=True)
         self._end(moving, good)
 
     @override
