@@ -90,13 +90,13 @@ class MooncakeDistributedStore:
         return self._hostname
 
     def health_check(self) -> int:
-        """0: not set up; 1: well; 2: no node answers."""
+        """0: well; 1: not set up, or closed; 2: no node answers."""
         if self._client is None:
-            return 0
-        return 1 if any(node["connected"] for node in self._client.nodes()) else 2
+            return 1
+        return 0 if any(node["connected"] for node in self._client.nodes()) else 2
 
     def register_buffer(self, buffer_ptr: int, size: int) -> int:
-        if self._client is None or buffer_ptr == 0 or size <= 0:
+        if self._client is None or buffer_ptr == 0 or size <= 0 or buffer_ptr in self._registered:
             return INVALID_PARAMS
         code = self._each(1, lambda: [self._client.register_memory(buffer_ptr, size) or OK])[0]
         if code == OK:
