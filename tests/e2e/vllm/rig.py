@@ -149,7 +149,7 @@ class Wire:
 
     def view(self, server, folder):
         """A view file that leads to this wire instead of the node."""
-        status, out, err = run(CLI, "-e", server.grpc, "--json", "view")
+        status, out, err = run(CLI, "-e", server.grpc, "--json", "view", "show")
         if status != 0:
             raise RuntimeError(f"view: {err}")
         view = json.loads(out)
