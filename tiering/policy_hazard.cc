@@ -6,7 +6,8 @@ namespace tiercel {
 namespace {
 
 constexpr size_t kUses = 4;                // 1, 2, 3, more.
-constexpr size_t kStates = 6;              // Turns 1, 2, more; likely, unlikely, done.
+constexpr size_t kTurns = 3;               // 1, 2, more.
+constexpr size_t kStates = kTurns + 3;     // Turns; likely, unlikely, done.
 constexpr size_t kTips = kUses * kStates;  // A class a hint.
 constexpr size_t kClasses = kTips + 4;
 constexpr int kWorthShift = 54;
@@ -32,12 +33,16 @@ size_t StateOf(ReuseHint hint, size_t turn) {
 }
 
 // A block cannot come back without its parent, and of one request's chain the parent was used as
-// often or oftener.
+// often or oftener. A use takes a block to the next turn as well: what was just used again is worth
+// no less than what was not, whatever little is known of the next turn yet.
 ReuseModel::Parts Parts() {
   ReuseModel::Parts parts;
-  for (size_t state = 0; state < kStates; ++state) {
-    for (size_t uses = kUses - 1; uses > 0; --uses)
+  for (size_t state = kStates; state-- > 0;) {
+    for (size_t uses = kUses - 1; uses > 0; --uses) {
       parts.emplace_back(state * kUses + uses - 1, state * kUses + uses);
+      if (state + 1 < kTurns)
+        parts.emplace_back(state * kUses + uses - 1, (state + 1) * kUses + uses);
+    }
   }
   for (size_t hint = 0; hint < 4; ++hint) {
     parts.emplace_back(kTips + hint, kUses * StateOf(static_cast<ReuseHint>(hint), 1));

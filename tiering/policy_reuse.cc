@@ -15,7 +15,8 @@ constexpr uint64_t kMinEnds = 200;  // Before anything is believed.
 constexpr float kLean = 20;
 constexpr float kCarry = 100;
 constexpr double kStays = 1.5;  // The horizon, in stays.
-constexpr int kRounds = 3;      // Of making parts worth no more than their wholes.
+constexpr double kStaysKept = 8;
+constexpr int kRounds = 3;  // Of making parts worth no more than their wholes.
 
 }  // namespace
 
@@ -94,7 +95,10 @@ void ReuseModel::Evicted(uint64_t resident, uint32_t tick) {
   if (++evicted_ >= std::clamp<uint64_t>(resident, 256, 65536) / 4) {
     const double stay = static_cast<double>(tick - evicting_since_) /
                         static_cast<double>(evicted_) * static_cast<double>(resident);
-    horizon_ = static_cast<uint32_t>(std::clamp((7.0 * horizon_ + kStays * stay) / 8, 1.0, 1e9));
+    // The mean of the first few; then those before fade.
+    stays_ = std::min(stays_ + 1, kStaysKept);
+    horizon_ = static_cast<uint32_t>(
+        std::clamp(((stays_ - 1) * horizon_ + kStays * stay) / stays_, 1.0, 1e9));
     evicted_ = 0;
   }
   while (resident * 4 >> shift_ > max_samples_) {

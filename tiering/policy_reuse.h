@@ -87,6 +87,7 @@ class ReuseModel {
   uint64_t fits_ = 0;
   uint32_t first_tick_ = 0;
   uint32_t horizon_ = 0;  // Ticks.
+  double stays_ = 0;  // Measured so far.
   uint64_t evicted_ = 0;
   uint32_t evicting_since_ = 0;
   std::vector<Counts> ended_;

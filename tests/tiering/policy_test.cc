@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <utility>
+
 #include "tests/conformance/policy_conformance.h"
 #include "tiering/policy_hazard.h"
 #include "tiering/policy_reuse.h"
@@ -112,6 +114,73 @@ TEST(HazardPolicyTest, WrongHintsCostLittle) {
   const Trace trace = Conversations(3000);
   EXPECT_GT(Ratio(trace, "hazard", 1200, TraceHints::kNoisy),
             Ratio(trace, "hazard", 1200, TraceHints::kNone));
+}
+
+// RAM is full of what came once when a set of 2,000 blocks is written, a sixth of what fits, and
+// read round after round, while other new blocks stream in.
+struct WorkingSet {
+  int chain;         // Blocks a chain of the set.
+  int stream;        // New blocks a round,
+  int stream_chain;  // in chains of this.
+  int round_ms;
+  bool mixed;  // The stream comes between the set's reads, not after them.
+};
+
+constexpr int kRam = 12000;
+constexpr int kSet = 2000;
+constexpr int kSetRounds = 20;
+
+Trace Rounds(const WorkingSet& set) {
+  std::string text;
+  double at = 0;
+  int next = 1'000'000;
+  const auto request = [&](int first, int n) {
+    text += fmt::format("{{\"timestamp\": {:.0f}, \"hash_ids\": [", at);
+    for (int i = 0; i < n; ++i) text += fmt::format("{}{}", i > 0 ? ", " : "", first + i);
+    text += "]}\n";
+    at += n * 0.05;
+  };
+  const auto stream = [&] {
+    request(std::exchange(next, next + set.stream_chain), set.stream_chain);
+  };
+  for (int filled = 0; filled < kRam; filled += set.stream_chain) stream();
+  const int chains = kSet / set.chain;
+  for (int c = 0; c < chains; ++c) request(c * set.chain, set.chain);
+  for (int round = 0; round < kSetRounds; ++round) {
+    const double begun = at;
+    int streamed = 0;
+    for (int c = 0; c < chains; ++c) {
+      request(c * set.chain, set.chain);
+      const int due = set.mixed ? set.stream * (c + 1) / chains : c + 1 == chains ? set.stream : 0;
+      for (; streamed < due; streamed += set.stream_chain) {
+        at = std::max(at, begun + static_cast<double>(set.round_ms) * streamed / set.stream);
+        stream();
+      }
+    }
+    at = std::max(at, begun + set.round_ms);
+  }
+  return *ParseTrace(text);
+}
+
+// Of the set's reads alone: nothing else of such a trace is asked for twice.
+double SetLost(const Trace& trace, std::string_view policy) {
+  return 1 - static_cast<double>(Simulate(trace, policy, kRam, TraceHints::kNone, 1)->hits) /
+                 (kSet * kSetRounds);
+}
+
+TEST(HazardPolicyTest, AWorkingSetThatIsReadStaysThoughNewBlocksStreamIn) {
+  for (const WorkingSet& set : std::vector<WorkingSet>{{1, 4000, 256, 60'000, true},
+                                                       {10, 4000, 16, 60'000, true},
+                                                       {10, 100, 256, 3'000, false},
+                                                       {100, 1000, 256, 60'000, false},
+                                                       {2000, 1000, 16, 3'000, true},
+                                                       {2000, 1000, 256, 60'000, false},
+                                                       {2000, 4000, 256, 3'000, false}}) {
+    const Trace trace = Rounds(set);
+    EXPECT_LE(SetLost(trace, "hazard"), SetLost(trace, "lru") + 0.02)
+        << "chains of " << set.chain << ", " << set.stream << " new blocks a round in chains of "
+        << set.stream_chain << ", a round of " << set.round_ms << " ms, mixed " << set.mixed;
+  }
 }
 
 TEST(ReuseModelTest, LearnsHowLikelyAndHowSoonEachClassComesBack) {
