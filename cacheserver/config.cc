@@ -6,6 +6,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <fstream>
 #include <functional>
@@ -158,6 +159,10 @@ const std::vector<Setting>& Settings() {
       Number("ssd.writers", "segment writers a shard and disk", &Config::ssd_writers, 1, 16),
       Flag("ssd.recompress", "write blocks to SSD in fewer bytes where the disk keeps up: lossless, or as a "
            "namespace's demote_to allows", &Config::ssd_recompress),
+      Text("ssd.admission", "what is written to SSD: all, as long as at least half of an hour's share of ssd.write_per_day is left, "
+           "and else what is used a second time; second_access: that alone, always", &Config::ssd_admission, {"all", "second_access"}),
+      Number("ssd.read_ahead", "blocks at once a shard that a match reads from SSD before they are asked for; 0: none",
+             &Config::ssd_read_ahead, 0, 256),
       Text("codec.artifact", "KVA1 file of the model, for a namespace's demote_to; default: none, and lossy "
            "records are larger", &Config::artifact),
       Number("limits.sessions", "sessions at once", &Config::max_sessions, 1, 4096),
@@ -218,6 +223,13 @@ Status Apply(Config& config, const std::string& key, const std::string& text) {
   return Fail(Code::kInvalidArgument, fmt::format("unknown key '{}', did you mean '{}'?", key, Nearest(key)));
 }
 
+constexpr std::array<std::pair<std::string_view, uint64_t NamespaceConfig::*>, 4> kQuotas = {{
+    {"host_reserve", &NamespaceConfig::host_reserve},
+    {"host_limit", &NamespaceConfig::host_limit},
+    {"ssd_reserve", &NamespaceConfig::ssd_reserve},
+    {"ssd_limit", &NamespaceConfig::ssd_limit},
+}};
+
 // A name, or a map of name and what the namespace may hold.
 Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node& node) {
   NamespaceConfig read;
@@ -226,9 +238,11 @@ Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node&
   } else if (node.IsMap()) {
     for (const auto& item : node) {
       const std::string key = item.first.IsScalar() ? item.first.Scalar() : "";
-      if (key != "name" && key != "worst_class" && key != "demote_to" && key != "host_reserve" && key != "host_limit") {
+      const auto bytes_of = std::find_if(kQuotas.begin(), kQuotas.end(), [&](const auto& quota) { return quota.first == key; });
+      if (key != "name" && key != "worst_class" && key != "demote_to" && bytes_of == kQuotas.end()) {
         return tl::unexpected<Error>(At(file, item.first, fmt::format(
-            "unknown key '{}' of a namespace: it has name, worst_class, demote_to, host_reserve and host_limit", key)));
+            "unknown key '{}' of a namespace: it has name, worst_class, demote_to, host_reserve, host_limit, ssd_reserve and "
+            "ssd_limit", key)));
       }
       if (!item.second.IsScalar()) {
         return tl::unexpected<Error>(At(file, item.second, fmt::format("{} of a namespace is not a word", key)));
@@ -237,10 +251,10 @@ Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node&
         read.name = item.second.Scalar();
         continue;
       }
-      if (key == "host_reserve" || key == "host_limit") {
+      if (bytes_of != kQuotas.end()) {
         const Result<uint64_t> bytes = ParseBytes(item.second.Scalar());
         if (!bytes) return tl::unexpected<Error>(At(file, item.second, fmt::format("{}: {}", key, bytes.error().message)));
-        (key == "host_reserve" ? read.host_reserve : read.host_limit) = *bytes;
+        read.*bytes_of->second = *bytes;
         continue;
       }
       const std::optional<QualityClass> quality = ParseQualityClass(item.second.Scalar());
@@ -345,6 +359,21 @@ Status CheckWhole(const Config& config, const std::string& name) {
     return wrong(fmt::format("ssd.capacity of {} gives {} shards on {} disks no two segments of {} each",
                              FormatBytes(config.ssd_capacity), shards, disks.size(), FormatBytes(config.ssd_segment)));
   }
+  const uint64_t shares = shards * std::max<size_t>(1, disks.size());
+  uint64_t kept = config.ssd_segment;  // Of one share: what is being written needs room.
+  for (const NamespaceConfig& one : config.namespaces) {
+    if (one.ssd_limit > 0 && (one.ssd_limit < one.ssd_reserve || one.ssd_limit / shares < 2 * config.ssd_segment)) {
+      return wrong(fmt::format("namespace '{}': ssd_limit of {} is under its ssd_reserve of {}, or gives {} shards on {} disks no two segments of {} each",
+                               one.name, FormatBytes(one.ssd_limit), FormatBytes(one.ssd_reserve), shards,
+                               std::max<size_t>(1, disks.size()), FormatBytes(config.ssd_segment)));
+    }
+    // A segment more: one that is more than its reserve needs goes whole or not.
+    if (one.ssd_reserve > 0) kept += one.ssd_reserve / shares + config.ssd_segment;
+    if (one.ssd_reserve > 0 && kept > config.ssd_capacity / shares) {
+      return wrong(fmt::format("namespace '{}': its ssd_reserve and those before it, each with a segment of {} more for each shard and disk, are more than ssd.capacity",
+                               one.name, FormatBytes(config.ssd_segment)));
+    }
+  }
   return OkStatus();
 }
 
@@ -430,8 +459,9 @@ std::string PrintConfig(const Config& config) {
       namespaces.push_back(one.name);
     } else {
       namespaces.push_back({{"name", one.name}, {"worst_class", Name(one.worst_class)}, {"demote_to", Name(one.demote_to)}});
-      if (one.host_reserve > 0) namespaces.back()["host_reserve"] = std::to_string(one.host_reserve);
-      if (one.host_limit > 0) namespaces.back()["host_limit"] = std::to_string(one.host_limit);
+      for (const auto& [key, bytes] : kQuotas) {
+        if (one.*bytes > 0) namespaces.back()[std::string(key)] = std::to_string(one.*bytes);
+      }
     }
   }
   out += fmt::format("namespaces: {}\n", namespaces.dump());
@@ -455,9 +485,9 @@ std::string PrintSchema() {
     (*at)["properties"][std::string(key)] = {{"type", setting.json_type}, {"description", setting.what}};
   }
   const nlohmann::json quality = {{"enum", {"exact", "near", "high", "balanced", "small"}}};
-  const nlohmann::json settings = {{"type", "object"}, {"additionalProperties", false}, {"required", {"name"}},
-      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality},
-                      {"host_reserve", {{"type", "string"}}}, {"host_limit", {{"type", "string"}}}}}};
+  nlohmann::json settings = {{"type", "object"}, {"additionalProperties", false}, {"required", {"name"}},
+      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality}}}};
+  for (const auto& [key, bytes] : kQuotas) settings["properties"][std::string(key)] = {{"type", "string"}};
   schema["properties"]["namespaces"] = {
       {"type", "array"}, {"items", {{"anyOf", nlohmann::json::array({{{"type", "string"}}, settings})}}}};
   return schema.dump(2);

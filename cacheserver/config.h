@@ -31,6 +31,10 @@ struct NamespaceConfig {
   // have; 0: no limit.
   uint64_t host_reserve = 0;
   uint64_t host_limit = 0;
+  // Of ssd.capacity, in whole segments of each shard and disk: what others' writes leave it, and the most
+  // it may have; 0: no limit.
+  uint64_t ssd_reserve = 0;
+  uint64_t ssd_limit = 0;
   bool operator==(const NamespaceConfig&) const = default;
 };
 
@@ -74,6 +78,8 @@ struct Config {
   uint64_t ssd_readers = 4;
   uint64_t ssd_writers = 2;
   bool ssd_recompress = true;
+  std::string ssd_admission = "all";
+  uint64_t ssd_read_ahead = 16;
   std::string artifact;  // Empty: lossy demotion needs none, and codes worse.
 
   std::vector<NamespaceConfig> namespaces = {{"default"}};

@@ -96,6 +96,12 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   f.Counter("tiercel_recoded_from_bytes_total", "Their bytes before.", mine, t.ssd.recoded_from_bytes);
   f.Counter("tiercel_recoded_bytes_total", "Their bytes as written.", mine, t.ssd.recoded_bytes);
   f.Counter("tiercel_write_behind_skipped_total", "Records that were not written to SSD.", mine, t.write_behind_skipped);
+  f.Counter("tiercel_ssd_passed_over_total", "Records not written to SSD when they were put, for the budget's sake.", mine, t.passed_over);
+  f.Counter("tiercel_ssd_second_access_total", "Of those, the ones written when they were used again.", mine, t.second_access);
+  f.Counter("tiercel_read_ahead_total", "Records read from SSD before they were asked for.", mine, t.read_ahead);
+  f.Counter("tiercel_read_ahead_used_total", "Of those, the ones that were asked for.", mine, t.read_ahead_used);
+  f.Counter("tiercel_read_ahead_wasted_total", "Of those, the ones that left RAM before.", mine, t.read_ahead_wasted);
+  f.Counter("tiercel_read_ahead_refused_total", "Records not read ahead for want of room.", mine, t.read_ahead_refused);
   f.Counter("tiercel_rejected_frames_total", "Frames that a session was told off for.", mine, s.rejected);
   f.Gauge("tiercel_blocks", "Records held, either tier.", mine, t.blocks);
   f.Gauge("tiercel_host_blocks", "Records in RAM.", mine, t.host_blocks);
@@ -142,6 +148,7 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
     f.Counter("tiercel_ssd_off_total", "Times that a disk was left alone for a while.", mine, t.ssd.switched_off);
     f.Counter("tiercel_ssd_stalls_total", "Of those, because it answered nothing.", mine, t.ssd.stalls);
     f.Counter("tiercel_ssd_over_budget_total", "Records not written because ssd.write_per_day was spent.", mine, t.ssd.over_budget);
+    f.Counter("tiercel_ssd_over_limit_total", "Records not written because their namespace is at its ssd_limit.", mine, t.ssd.over_limit);
     f.Gauge("tiercel_ssd_budget_left_bytes", "What may be written at once of ssd.write_per_day; 0 where there is none.", mine,
             t.ssd.budget_left_bytes);
     f.Counter("tiercel_ssd_leaked_segments_total", "Segments found on disk that nobody accounts for: an alarm.", mine,
@@ -163,6 +170,15 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
     f.Counter("tiercel_transport_bytes_received_total", "Payload bytes received.", labels, c.bytes_received);
     f.Counter("tiercel_transport_rejected_frames_total", "Frames that were malformed or of nobody.", labels, c.rejected_frames);
     f.Counter("tiercel_transport_endpoints_lost_total", "Peers lost.", labels, c.endpoints_lost);
+  }
+}
+
+void AddSsdSpaces(Families& f, const NodeSnapshot& node, size_t shard) {
+  for (const auto& [id, bytes] : node.shards[shard].tiers.ssd.bytes_of) {
+    const auto name = node.name_spaces.find(id);
+    f.Gauge("tiercel_ssd_namespace_bytes", "Bytes of live segments, by name space.",
+            {{"shard", std::to_string(shard)},
+             {"namespace", name == node.name_spaces.end() ? std::to_string(id) : name->second}}, bytes);
   }
 }
 
@@ -198,6 +214,7 @@ std::string MetricsText(const NodeSnapshot& node) {
   f.Gauge("tiercel_process_resident_outside_arena_bytes", "Resident memory that is not blocks.", {},
           node.rss_outside_arena());
   for (size_t i = 0; i < node.shards.size(); ++i) AddShard(f, node.shards[i], std::to_string(i));
+  for (size_t i = 0; i < node.shards.size(); ++i) AddSsdSpaces(f, node, i);
   for (size_t i = 0; i < node.shards.size(); ++i) AddWhatIf(f, node, i);
   return prometheus::TextSerializer().Serialize(f.all());
 }

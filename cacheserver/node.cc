@@ -110,6 +110,12 @@ Status Node::StartAll() {
       quota.reserve = one.host_reserve / config_.shards;
       if (one.host_limit > 0) quota.limit = one.host_limit / config_.shards;
     }
+    if (one.ssd_reserve > 0 || one.ssd_limit > 0) {
+      const uint64_t shares = config_.shards * std::max<size_t>(1, config_.ssd_paths().size());
+      SsdStore::Quota& quota = ssd_quota_[NameSpaceId(one.name)];
+      quota.reserve = one.ssd_reserve / shares;
+      if (one.ssd_limit > 0) quota.limit = one.ssd_limit / shares;
+    }
   }
   if (!config_.ssd_path.empty()) {
     TIERCEL_ASSIGN(std::shared_ptr<const Artifact> artifact, ReadArtifact(config_.artifact));
@@ -223,6 +229,14 @@ Status Node::StartShard(uint32_t number) {
     ssd.segment_bytes = config_.ssd_segment;
     ssd.seal_after = config_.ssd_seal_after;
     ssd.verify_record = VerifyStored;
+    tiers.admit_all = config_.ssd_admission == "all";
+    tiers.max_read_ahead = static_cast<uint32_t>(config_.ssd_read_ahead);
+    if (!ssd_quota_.empty()) {
+      ssd.quota = [this](uint32_t name_space) {
+        const auto found = ssd_quota_.find(name_space);
+        return found == ssd_quota_.end() ? SsdStore::Quota{} : found->second;
+      };
+    }
     if (config_.ssd_recompress) {
       ssd.recode = [this](SsdEntry* entry, ByteSpan record) { return demotion_->Recode(entry, record); };
       tiers.demote_to = [this](uint32_t name_space) {

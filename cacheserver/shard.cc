@@ -264,11 +264,13 @@ void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
   stack_->Prefetch(chain_.keys);
   std::array<std::byte, kMaxKeys * kMatchEntryBytes> entries;
   std::byte* at = entries.data();
+  bool on_ssd = false;
   const Prefer prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
   for (const BlockKey& key : chain_.keys) {
     const MatchEntry entry = stack_->Lookup(session.name_space, key, header.min_class, prefer);
     EncodeMatchEntry(entry, at);
     at += kMatchEntryBytes;
+    on_ssd = on_ssd || entry.tier == Tier::kSsd;
     if (!header.has(kFlagHold) || entry.tier == Tier::kNone) continue;
     if (session.hold_bytes + entry.record_bytes > options_.max_hold_bytes) continue;
     // Reserved now, pinned when it is in RAM.
@@ -297,6 +299,10 @@ void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
   const Status sent = session.endpoint->Send(reply, answer, {}, nullptr);
   if (!sent && sent.error().code == Code::kResourceExhausted) {
     SendAnswer(session, nullptr, {reply, {answer.begin(), answer.end()}, {}, nullptr});
+  }
+  // Who asks for the head of a chain asks for the rest soon.
+  if (on_ssd && !header.has(kFlagHold) && !header.has(kFlagNoPromote)) {
+    stack_->ReadAhead(session.name_space, chain_.keys, header.min_class, prefer);
   }
   stats_.match.Add(clock_.Now() - began);
 }

@@ -71,6 +71,9 @@ struct Block {
   bool transient = false;   // Leaves RAM with its last pin.
   bool unverified = false;  // Its RAM copy is of the process before this one, and not checked yet.
   bool counted = false;     // Its parent's resident_children counts it.
+  bool run_admitted = false;  // Its request's tail run is written to SSD, and goes on.
+  bool passed_over = false;   // Not written to SSD for its budget's sake.
+  bool read_ahead = false;    // Came from SSD ahead of being asked for, and was not asked for yet.
   Block* colder = nullptr;  // The policy's list of those in RAM.
   Block* hotter = nullptr;
 

@@ -189,6 +189,18 @@ class JoinedStore final : public SsdStore {
       all.scrub_rounds += one.scrub_rounds;
       all.switched_off += one.switched_off;
       all.stalls += one.stalls;
+      all.over_limit += one.over_limit;
+      for (const auto& [name_space, bytes] : one.bytes_of) all.bytes_of[name_space] += bytes;
+    }
+    return all;
+  }
+  Budget budget() const override {
+    Budget all{0, 0};
+    for (const auto& disk : disks_) {
+      const Budget one = disk->budget();
+      if (one.most == UINT64_MAX) return {};
+      all.left += one.left;
+      all.most += one.most;
     }
     return all;
   }

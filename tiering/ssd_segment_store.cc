@@ -66,6 +66,7 @@ class SegmentStore final : public SsdStore {
   bool available() const override { return clock_.Now() >= off_until_; }
   std::string why() const override { return available() ? "" : why_; }
   Stats stats() const override;
+  Budget budget() const override;
   Status CorruptForTest(const SsdEntry& entry, uint64_t bit) override {
     return engine_->Corrupt(entry, bit);
   }
@@ -78,7 +79,10 @@ class SegmentStore final : public SsdStore {
     uint32_t readers = 0;
     bool dropping = false;
     std::vector<SsdEntry> entries;
+    // By name space: one, but of segments written before segments had one each.
+    std::map<uint32_t, uint64_t> bytes_of;
   };
+  using Segments = std::map<uint32_t, Segment>;
   struct ReadDone {
     uint32_t segment;
     uint64_t bytes;
@@ -105,15 +109,24 @@ class SegmentStore final : public SsdStore {
     // The inbox holds an event for every task that may be under way, so it cannot be full.
     TIERCEL_CHECK(inbox_.Push(std::move(event)));
   }
-  void Seal();
+  void Seal(OpenSegment& open);
+  void SealAll();
+  void SealFullest();
+  uint64_t open_bytes() const;
   void SetPace(const OpenSegment& sealed);
   void SegmentWritten(const std::shared_ptr<OpenSegment>& segment, const Status& status);
-  void MakeRoom();
+  void MakeRoom(uint32_t name_space);
+  template <class Predicate>
+  Segments::iterator LeastRead(Predicate&& may_go);
+  void Drop(Segments::iterator victim);
+  Quota QuotaOf(uint32_t name_space) const;
+  uint64_t BytesOf(uint32_t name_space) const;
   void DropIfIdle(uint32_t number);
   void PushDrop(uint32_t number, uint64_t bytes);
   void SwitchOff(const std::string& why);
   void FinishFlushes();
   void EndRead(uint32_t number);
+  double BudgetNow() const;
   void RefillBudget();
   Nanos WriteLimit() const;
   void CheckStalls();
@@ -130,14 +143,16 @@ class SegmentStore final : public SsdStore {
   const std::string name_;
   std::function<void(const std::vector<SsdEntry>&)> on_dropped_;
   Inbox<Event> inbox_{size_t{1} << 16};
-  OpenSegment open_;
+  std::map<uint32_t, OpenSegment> open_;  // By name space; none is empty.
   uint32_t next_segment_ = 1;
   uint64_t reads_ = 0;
   std::set<uint32_t> writing_;   // Numbers of segments with a writer.
   std::set<uint32_t> dropping_;  // Given up and not yet off the disk, readers gone.
   uint64_t dropping_bytes_ = 0;  // Of all that are given up and still on the disk.
   uint32_t tasks_ = 0;           // Verifies, scrubs, leak checks and drops under way.
-  std::map<uint32_t, Segment> segments_;
+  Segments segments_;
+  std::map<uint32_t, uint64_t> used_of_;    // By name space: of live segments,
+  std::map<uint32_t, uint64_t> queued_of_;  // and of what waits to be written.
   std::vector<UniqueFunction<void(Status)>> flushes_;
   bool flush_asked_ = false;  // FinishFlushes is in the inbox.
   bool verifying_ = false;
@@ -175,6 +190,8 @@ Result<std::vector<SsdEntry>> SegmentStore::Recover() {
     segment.entries = std::move(entries);
     for (const SsdEntry& entry : segment.entries) {
       segment.bytes += entry.record_bytes;
+      segment.bytes_of[entry.name_space] += entry.record_bytes;
+      used_of_[entry.name_space] += entry.record_bytes;
       last_generation_ = std::max(last_generation_, entry.generation);
       const auto cleared = [&](const Scope& scope) {
         const auto mark = found.clears.find({entry.name_space, scope});
@@ -198,13 +215,38 @@ Result<std::vector<SsdEntry>> SegmentStore::Recover() {
 
 // ---- writing -----------------------------------------------------------------------------------
 
+double SegmentStore::BudgetNow() const {
+  const auto day = static_cast<double>(options_.write_bytes_per_day);
+  const auto passed = static_cast<double>(clock_.Now() - budget_at_);
+  return std::min(day / 24, budget_ + day * passed / static_cast<double>(kDay));
+}
+
 void SegmentStore::RefillBudget() {
   if (options_.write_bytes_per_day == 0) return;
-  const auto day = static_cast<double>(options_.write_bytes_per_day);
-  const Nanos now = clock_.Now();
-  budget_ = std::min(
-      day / 24, budget_ + day * static_cast<double>(now - budget_at_) / static_cast<double>(kDay));
-  budget_at_ = now;
+  budget_ = BudgetNow();
+  budget_at_ = clock_.Now();
+}
+
+SsdStore::Budget SegmentStore::budget() const {
+  if (options_.write_bytes_per_day == 0) return {};
+  return {static_cast<uint64_t>(std::max(0.0, BudgetNow())), options_.write_bytes_per_day / 24};
+}
+
+SsdStore::Quota SegmentStore::QuotaOf(uint32_t name_space) const {
+  return options_.quota ? options_.quota(name_space) : Quota{};
+}
+
+uint64_t SegmentStore::BytesOf(uint32_t name_space) const {
+  const auto used = used_of_.find(name_space);
+  const auto queued = queued_of_.find(name_space);
+  return (used == used_of_.end() ? 0 : used->second) +
+         (queued == queued_of_.end() ? 0 : queued->second);
+}
+
+uint64_t SegmentStore::open_bytes() const {
+  uint64_t bytes = 0;
+  for (const auto& [name_space, open] : open_) bytes += open.bytes();
+  return bytes;
 }
 
 Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
@@ -214,6 +256,12 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
   if (stats_.queued_bytes + record.size() > most_queued_ ||
       dropping_bytes_ > kDropsAhead * options_.segment_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
+  }
+  uint64_t& queued = queued_of_[entry.name_space];
+  if (queued + record.size() > QuotaOf(entry.name_space).limit) {
+    ++stats_.over_limit;
+    return Fail(Code::kResourceExhausted,
+                "what waits to be written is all that the name space may have");
   }
   RefillBudget();
   if (options_.write_bytes_per_day > 0) {
@@ -225,16 +273,23 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
     budget_ -= static_cast<double>(record.size());
   }
   last_generation_ = std::max(last_generation_, entry.generation);
-  open_.Add(entry, record, std::move(done), clock_.Now(), &next_segment_);
+  OpenSegment& open = open_[entry.name_space];
+  open.Add(entry, record, std::move(done), clock_.Now(), &next_segment_);
   stats_.queued_bytes += record.size();
-  if (open_.bytes() >= options_.segment_bytes) Seal();
+  queued += record.size();
+  // Many that fill slowly are not to keep each other from being written.
+  if (open.bytes() >= options_.segment_bytes) {
+    Seal(open);
+  } else if (open_.size() > 1 && open_bytes() > most_queued_ / 2) {
+    SealFullest();
+  }
   return OkStatus();
 }
 
 // A burst that fills the disk's queue is what makes reads wait; so a segment takes about the time
 // that the next one takes to fill, and everything goes at full speed as soon as segments pile up.
 void SegmentStore::SetPace(const OpenSegment& sealed) {
-  const uint64_t behind = stats_.queued_bytes - open_.bytes();
+  const uint64_t behind = stats_.queued_bytes - open_bytes();
   const Nanos filled_in = std::max<Nanos>(clock_.Now() - sealed.Due(0), kMicrosecond);
   const double arrival = static_cast<double>(sealed.bytes()) * 1e9 / static_cast<double>(filled_in);
   const bool piling_up = behind > 2 * std::max(options_.segment_bytes, sealed.bytes());
@@ -242,10 +297,21 @@ void SegmentStore::SetPace(const OpenSegment& sealed) {
   engine_->Pace(piling_up || !flushes_.empty() || pace > 4e9 ? 0 : static_cast<uint64_t>(pace));
 }
 
-void SegmentStore::Seal() {
-  if (open_.empty()) return;
-  MakeRoom();
-  auto sealed = std::make_shared<OpenSegment>(open_.Take());
+void SegmentStore::SealAll() {
+  while (!open_.empty()) Seal(open_.begin()->second);
+}
+
+void SegmentStore::SealFullest() {
+  Seal(std::max_element(open_.begin(), open_.end(), [](const auto& a, const auto& b) {
+         return a.second.bytes() < b.second.bytes();
+       })->second);
+}
+
+void SegmentStore::Seal(OpenSegment& open) {
+  const uint32_t name_space = open.appends().front().entry.name_space;
+  MakeRoom(name_space);
+  auto sealed = std::make_shared<OpenSegment>(open.Take());
+  open_.erase(name_space);
   SetPace(*sealed);
   writing_.insert(sealed->number());
   writes_watch_.Began(clock_.Now());
@@ -265,13 +331,17 @@ void SegmentStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written,
                                   const Status& status) {
   writing_.erase(written->number());
   writes_watch_.Ended(clock_.Now());
+  const uint32_t name_space = written->appends().front().entry.name_space;
   stats_.queued_bytes -= written->bytes();
+  queued_of_[name_space] -= written->bytes();
   if (writing_.empty()) engine_->Pace(0);
   if (!status) last_write_ = status;
   if (status) {
     Segment& segment = segments_[written->number()];
     segment.bytes = written->stored_bytes();
     segment.last_read = reads_;
+    segment.bytes_of[name_space] = segment.bytes;
+    used_of_[name_space] += segment.bytes;
     for (const auto& append : written->appends()) {
       segment.entries.push_back(append.entry);
       if (append.entry.record_bytes == append.record.size()) continue;
@@ -293,7 +363,7 @@ void SegmentStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written,
 void SegmentStore::Flush(UniqueFunction<void(Status)> done) {
   if (flushes_.empty()) last_write_ = OkStatus();
   flushes_.push_back(std::move(done));
-  Seal();
+  SealAll();
   engine_->Pace(0);  // Someone waits for it.
   // Through the inbox, so that done never runs inside Flush.
   if (std::exchange(flush_asked_, true)) return;
@@ -476,24 +546,60 @@ void SegmentStore::ScrubNext() {
 
 // ---- dropping ----------------------------------------------------------------------------------
 
-void SegmentStore::MakeRoom() {
-  while (stats_.used_bytes + stats_.queued_bytes > options_.capacity_bytes && !segments_.empty()) {
-    auto victim = segments_.end();
-    for (auto it = segments_.begin(); it != segments_.end(); ++it) {
-      if (it->second.dropping) continue;
-      if (victim == segments_.end() || it->second.last_read < victim->second.last_read) victim = it;
-    }
-    if (victim == segments_.end()) return;
-    victim->second.dropping = true;
-    stats_.used_bytes -= victim->second.bytes;
-    dropping_bytes_ += victim->second.bytes;
-    ++stats_.dropped_segments;
-    const std::vector<SsdEntry> entries = std::move(victim->second.entries);
-    victim->second.entries.clear();
-    const uint32_t number = victim->first;
-    if (on_dropped_) on_dropped_(entries);
-    DropIfIdle(number);
+template <class Predicate>
+SegmentStore::Segments::iterator SegmentStore::LeastRead(Predicate&& may_go) {
+  auto victim = segments_.end();
+  for (auto it = segments_.begin(); it != segments_.end(); ++it) {
+    if (it->second.dropping || !may_go(it->second)) continue;
+    if (victim == segments_.end() || it->second.last_read < victim->second.last_read) victim = it;
   }
+  return victim;
+}
+
+// For what waits to be written for this name space: first its own segments while it is over its
+// limit, then the least recently read that no reserve needs. Where reserves need all, it takes from
+// its own; and the capacity stands above them.
+void SegmentStore::MakeRoom(uint32_t name_space) {
+  const auto is_spare = [&](const auto& part) {
+    const auto [other, bytes] = part;
+    const uint64_t has = other == name_space ? BytesOf(other) : used_of_[other];
+    return has >= QuotaOf(other).reserve + bytes;
+  };
+  const auto no_reserve_needs = [&](const Segment& segment) {
+    return std::all_of(segment.bytes_of.begin(), segment.bytes_of.end(), is_spare);
+  };
+  const auto is_own = [&](const Segment& segment) {
+    return segment.bytes_of.contains(name_space) &&
+           std::all_of(segment.bytes_of.begin(), segment.bytes_of.end(), [&](const auto& part) {
+             return part.first == name_space || is_spare(part);
+           });
+  };
+  const uint64_t limit = QuotaOf(name_space).limit;
+  while (BytesOf(name_space) > limit) {
+    const auto victim = LeastRead(is_own);
+    if (victim == segments_.end()) break;
+    Drop(victim);
+  }
+  while (stats_.used_bytes + stats_.queued_bytes > options_.capacity_bytes) {
+    auto victim = LeastRead(no_reserve_needs);
+    if (victim == segments_.end()) victim = LeastRead(is_own);
+    if (victim == segments_.end()) victim = LeastRead([](const Segment&) { return true; });
+    if (victim == segments_.end()) return;
+    Drop(victim);
+  }
+}
+
+void SegmentStore::Drop(Segments::iterator victim) {
+  victim->second.dropping = true;
+  stats_.used_bytes -= victim->second.bytes;
+  for (const auto& [name_space, bytes] : victim->second.bytes_of) used_of_[name_space] -= bytes;
+  dropping_bytes_ += victim->second.bytes;
+  ++stats_.dropped_segments;
+  const std::vector<SsdEntry> entries = std::move(victim->second.entries);
+  victim->second.entries.clear();
+  const uint32_t number = victim->first;
+  if (on_dropped_) on_dropped_(entries);
+  DropIfIdle(number);
 }
 
 void SegmentStore::DropIfIdle(uint32_t number) {
@@ -576,7 +682,8 @@ void SegmentStore::CheckLeaks() {
 }
 
 Nanos SegmentStore::next_wakeup() const {
-  Nanos next = open_.Due(options_.seal_after);
+  Nanos next = INT64_MAX;
+  for (const auto& [name_space, open] : open_) next = std::min(next, open.Due(options_.seal_after));
   if (!available()) return std::min(next, off_until_);
   next = std::min({next, reads_watch_.Due(options_.stall_after), writes_watch_.Due(WriteLimit()),
                    next_leak_check_});
@@ -587,7 +694,10 @@ Nanos SegmentStore::next_wakeup() const {
 
 size_t SegmentStore::Poll() {
   if (!shut_down_) {
-    if (clock_.Now() >= open_.Due(options_.seal_after)) Seal();
+    for (auto open = open_.begin(); open != open_.end();) {
+      OpenSegment& one = (open++)->second;  // Sealing takes it out.
+      if (clock_.Now() >= one.Due(options_.seal_after)) Seal(one);
+    }
     CheckStalls();
     CheckLeaks();
     ScrubNext();
@@ -599,14 +709,15 @@ SsdStore::Stats SegmentStore::stats() const {
   Stats stats = stats_;
   stats.segments = segments_.size();
   stats.disk_bytes = engine_->disk_bytes();
-  stats.budget_left_bytes = static_cast<uint64_t>(std::max(0.0, budget_));
+  stats.budget_left_bytes = options_.write_bytes_per_day == 0 ? 0 : budget().left;
+  stats.bytes_of = used_of_;
   return stats;
 }
 
 void SegmentStore::Shutdown(Nanos timeout) {
   if (shut_down_) return;
   if (timeout > 0) {
-    Seal();
+    SealAll();
     engine_->Pace(0);
   }
   const Nanos end = clock_.Now() + timeout;
@@ -622,9 +733,11 @@ void SegmentStore::Shutdown(Nanos timeout) {
   keeper_.reset();
   while (Poll() > 0) {
   }
-  OpenSegment unwritten = open_.Take();
-  stats_.queued_bytes -= unwritten.bytes();
-  unwritten.Answer(Fail(Code::kUnavailable, "shut down before it was written"));
+  for (auto& [name_space, unwritten] : std::exchange(open_, {})) {
+    stats_.queued_bytes -= unwritten.bytes();
+    queued_of_[name_space] -= unwritten.bytes();
+    unwritten.Answer(Fail(Code::kUnavailable, "shut down before it was written"));
+  }
   for (auto& done : std::exchange(flushes_, {})) done(Fail(Code::kUnavailable, "shutting down"));
 }
 

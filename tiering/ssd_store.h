@@ -8,6 +8,8 @@
 //   An Append's done gives the entry as stored, and only when it and the record survive kill -9.
 //   A Read gives the bytes of exactly the key that was appended there, verified, or an error.
 //   Bytes on disk stay within the capacity plus one segment.
+//   A segment is written for one name space. No write for another drops a segment without which a
+//   name space would have less than its reserve; none of one over its limit is kept.
 //
 // Ownership: the record given to Append, and the buffer given to Read, stay until done has run.
 // Threads: the shard's owner calls everything, and every done runs inside Poll or Shutdown. Movers
@@ -22,13 +24,14 @@
 //   store
 //                       tries again by itself.
 //
-// Implementations: ssd_segment_store.h (RocksDB's is opened by ssd_rocksdb.h), ssd_disks.h over several
-// disks, and tests/fakes/memory_ssd_store.h for the simulator.
+// Implementations: ssd_segment_store.h (RocksDB's is opened by ssd_rocksdb.h), ssd_disks.h over
+// several disks, and tests/fakes/memory_ssd_store.h for the simulator.
 #ifndef TIERCEL_TIERING_SSD_STORE_H_
 #define TIERCEL_TIERING_SSD_STORE_H_
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -70,26 +73,35 @@ struct SsdEntry {
 
 class SsdStore {
  public:
+  // Bytes of live segments. Others borrow what a name space leaves unused of its reserve; the
+  // capacity stands above reserves that are more than it together.
+  struct Quota {
+    uint64_t reserve = 0;
+    uint64_t limit = UINT64_MAX;
+  };
   struct Options {
     uint64_t capacity_bytes = 20 * kGiB;
     uint64_t segment_bytes = 64 * kMiB;
     Nanos seal_after = 5 * kSecond;
     uint64_t max_queued_bytes = 512 * kMiB;  // Appended and not yet durable; more is refused.
     uint32_t max_queued_reads = 256;
-    // What may be written in a day; a record beyond it is told kResourceExhausted. The budget comes in
-    // evenly, and an hour of it may be spent at once. 0: no budget.
+    // What may be written in a day; a record beyond it is told kResourceExhausted. The budget comes
+    // in evenly, and an hour of it may be spent at once. 0: no budget.
     uint64_t write_bytes_per_day = 0;
+    // What a name space may have here; empty: no quotas.
+    std::function<Quota(uint32_t name_space)> quota;
     uint64_t scrub_bytes_per_second = 0;  // Records read and verified in the background; 0: none.
-    // A disk from which nothing comes back for so long, though it was asked, is off. Writes are given the
-    // time that their pace asks for, too.
+    // A disk from which nothing comes back for so long, though it was asked, is off. Writes are
+    // given the time that their pace asks for, too.
     Nanos stall_after = 5 * kSecond;
     uint64_t write_bytes_per_second = 0;  // The disk's limit, to know what a stall is; 0: none.
-    // Checks a record as read, on a mover's thread, and is what finds a flipped bit; empty: nothing does.
+    // Checks a record as read, on a mover's thread, and is what finds a flipped bit; empty: nothing
+    // does.
     std::function<Status(ByteSpan record)> verify_record;
-    // Gives smaller bytes to write instead, of the same content or as much worse as entry->demote_to
-    // allows, and changes record_bytes and quality to theirs; empty: the record as it is. Runs on a
-    // mover's thread; its bytes are good until the next call on that thread. Left out while much waits
-    // to be written.
+    // Gives smaller bytes to write instead, of the same content or as much worse as
+    // entry->demote_to allows, and changes record_bytes and quality to theirs; empty: the record as
+    // it is. Runs on a mover's thread; its bytes are good until the next call on that thread. Left
+    // out while much waits to be written.
     std::function<ByteSpan(SsdEntry* entry, ByteSpan record)> recode;
   };
 
@@ -107,15 +119,24 @@ class SsdStore {
     uint64_t recoded_bytes = 0;
     uint64_t recoded_from_bytes = 0;
     uint64_t disk_bytes = 0;  // As the disk counts them: used_bytes' alarm.
-    uint64_t leaked_segments = 0;  // Found on disk though nobody accounts for them, and dropped again.
-    uint64_t over_budget = 0;      // Records refused because the day's budget was spent.
+    uint64_t leaked_segments =
+        0;                     // Found on disk though nobody accounts for them, and dropped again.
+    uint64_t over_budget = 0;  // Records refused because the day's budget was spent.
     uint64_t budget_left_bytes = 0;  // To be spent at once; 0 too where there is no budget.
     uint64_t scrubbed_records = 0;
     uint64_t scrubbed_bytes = 0;
-    uint64_t scrub_bad = 0;   // Of those, the ones that did not verify.
+    uint64_t scrub_bad = 0;     // Of those, the ones that did not verify.
     uint64_t scrub_rounds = 0;  // Times that everything was read.
     uint64_t switched_off = 0;  // Times that the disk was given up for a while.
     uint64_t stalls = 0;        // Of those, because nothing came back.
+    uint64_t over_limit = 0;    // Records refused because their name space is at its limit.
+    std::map<uint32_t, uint64_t> bytes_of;  // Of live segments, by name space.
+  };
+  // What may be written now of the day's budget, and the most that may ever be at once; both
+  // UINT64_MAX: there is no budget.
+  struct Budget {
+    uint64_t left = UINT64_MAX;
+    uint64_t most = UINT64_MAX;
   };
   struct VerifyReport {
     uint64_t records = 0;
@@ -162,6 +183,7 @@ class SsdStore {
   virtual bool available() const = 0;
   virtual std::string why() const = 0;  // Why it is not available; empty when it is.
   virtual Stats stats() const = 0;
+  virtual Budget budget() const = 0;
 
   // Fault injection: flips one bit of a stored record, where it rests.
   virtual Status CorruptForTest(const SsdEntry& entry, uint64_t bit) = 0;

@@ -65,15 +65,6 @@ void Reservation::Release() {
 
 // ---- making ------------------------------------------------------------------------------------
 
-struct TierStack::Waiting {
-  struct One {
-    FetchDone done;
-    Nanos deadline;
-  };
-  std::vector<One> fetches;
-  ReuseHint hint = ReuseHint::kUnknown;  // Of the newest that had one.
-};
-
 Result<std::unique_ptr<TierStack>> TierStack::Create(const Options& options, const Clock& clock,
                                                      std::unique_ptr<SsdStore> ssd,
                                                      std::unique_ptr<DeviceTier> device) {
@@ -190,7 +181,8 @@ void TierStack::Touch(uint32_t name_space, const std::vector<BlockKey>& keys,
     for (const bool lossy : {false, true}) {
       Block* block = index_.Find(key, lossy).block;
       if (block == nullptr || block->name_space != name_space || !policy_->Holds(*block)) continue;
-      policy_->Touch(*block, use);
+      if (!block->read_ahead) policy_->Touch(*block, use);  // It was used when it came.
+      UsedAgain(block, use.parent);
       if (first == nullptr) first = block;
     }
     use.grandparent = use.parent;
@@ -224,6 +216,7 @@ void TierStack::Fetch(uint32_t name_space, const BlockKey& key, const FetchOptio
   Block* block = found.block;
   if (block != nullptr && block->host && !block->reading) {
     if (VerifyAdopted(block)) {
+      if (block->read_ahead) EndReadAhead(block, /*used=*/true);
       what_if_.Asked(name_space, key, true);
       return Answer(block, done, Tier::kHost);
     }
@@ -296,6 +289,11 @@ void TierStack::FinishRead(Block* block, Status status) {
   const ReuseHint hint = found->second->hint;
   reading_.erase(found);
   block->reading = false;
+  if (block->read_ahead) {
+    --reading_ahead_;
+    const bool good = status && !block->doomed;
+    if (!good || !fetches.empty()) EndReadAhead(block, good);
+  }
   const Tier tier = block->device ? Tier::kDevice : Tier::kSsd;
   if (status && !block->doomed) {
     EnterRam(block, hint, /*came_back=*/true);
@@ -411,69 +409,10 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   reservation.stack_ = nullptr;
   --reserved_;
   ++stats_.puts;
-  EnterRam(block, reservation.hint_, index_.WhyAbsent(block->key) == MissReason::kEvicted);
+  const bool came_back = index_.WhyAbsent(block->key) == MissReason::kEvicted;
+  EnterRam(block, reservation.hint_, came_back);
   what_if_.Stored(entry.name_space, entry.key, entry.record_bytes);
-  WriteBehind(block, std::move(durable));
-  return OkStatus();
-}
-
-void TierStack::WriteBehind(Block* block, DurableDone durable) {
-  if (ssd_ == nullptr) {
-    if (durable) durable(Fail(Code::kUnavailable, "this node has no SSD tier"));
-    return;
-  }
-  // Records wait to be written in RAM, pinned: not so many that they crowd out everything else,
-  // unless their writer waits for the disk, and so waits for room too.
-  if (!durable && writing_bytes_ > 0 &&
-      writing_bytes_ + block->record_bytes > arena_->capacity_bytes() / 2) {
-    ++stats_.write_behind_skipped;
-    if (!std::exchange(hurrying_, true)) {
-      ssd_->Flush([this](Status) { hurrying_ = false; });  // What waits for company is written now.
-    }
-    return;
-  }
-  ++block->pins;
-  ++pins_;
-  // The completion is shared, since Append may refuse it.
-  auto told = std::make_shared<DurableDone>(std::move(durable));
-  SsdEntry entry = block->Entry();
-  if (options_.demote_to && !*told) entry.demote_to = options_.demote_to(block->name_space);
-  const Status queued = ssd_->Append(entry, {arena_->data(block->host), block->record_bytes},
-                                     [this, block, told](Result<SsdEntry> stored) {
-                                       writing_bytes_ -= block->record_bytes;
-                                       Status status = OkStatus();
-                                       if (stored) {
-                                         status = Written(block, *stored);
-                                       } else {
-                                         ++stats_.write_behind_skipped;
-                                         status = tl::unexpected<Error>(stored.error());
-                                       }
-                                       Unpin(block);
-                                       if (*told) (*told)(std::move(status));
-                                     });
-  if (queued) {
-    writing_bytes_ += block->record_bytes;
-    return;
-  }
-  ++stats_.write_behind_skipped;
-  Unpin(block);
-  if (*told) (*told)(queued);
-}
-
-// The block is pinned, so its record_bytes are those of its copy in RAM.
-Status TierStack::Written(Block* block, const SsdEntry& stored) {
-  ++stats_.durable;
-  if (stored.quality == block->quality) {
-    block->ssd = stored.where;
-    block->ssd_bytes = stored.record_bytes;
-  } else if (!block->doomed) {
-    const BlockIndex::Found lossy = index_.Find(block->key, /*lossy=*/true);
-    if (lossy && lossy.quality <= stored.quality) return OkStatus();  // As good is here.
-    if (lossy) Forget(lossy, MissReason::kNone);
-    index_.InsertCold(stored);
-    ++stats_.demoted;
-  }
-  if (block->doomed) return Fail(Code::kAborted, "forgotten while it was being written");
+  if (durable || Admit(block, came_back)) WriteBehind(block, std::move(durable));
   return OkStatus();
 }
 
@@ -498,6 +437,7 @@ void TierStack::EnterRam(Block* block, ReuseHint hint, bool came_back) {
 
 void TierStack::LeaveRam(Block* block) {
   if (!policy_->Holds(*block)) return;
+  if (block->read_ahead) EndReadAhead(block, /*used=*/false);
   policy_->Remove(*block);
   arena_->SetOwner(block->host, nullptr);
   if (std::exchange(block->counted, false)) index_.ChildLeft(block->parent);
@@ -564,6 +504,7 @@ size_t TierStack::Poll() {
   size_t happened = ssd_ == nullptr ? 0 : ssd_->Poll();
   if (device_ != nullptr) happened += device_->Poll();
   ExpireFetches();
+  StartReadsAhead();
   return happened;
 }
 
@@ -577,6 +518,7 @@ void TierStack::Flush(DurableDone done) {
 }
 
 void TierStack::Shutdown(Nanos timeout) {
+  ahead_.clear();
   if (device_ != nullptr) device_->Shutdown();
   if (ssd_ == nullptr) return;
   ssd_->Shutdown(timeout);

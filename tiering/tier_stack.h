@@ -9,6 +9,11 @@
 // A key holds at most one exact and one lossy record. A better class is always admitted, an equal
 // or worse one of the same kind is told kAlreadyExists.
 //
+// What is written to SSD: all, while at least half of what may ever be written at once of the day's
+// budget is left; else what is used a second time, which is put again after it was forgotten, or
+// touched. The blocks that one request puts are written or not from the first on that is not, and
+// none is whose parent was passed over: no hole makes what lies behind it worthless.
+//
 // Where there is a device tier, blocks that are next to leave RAM are copied there ahead of that, and
 // come back from there; a Pin is to RAM all the same.
 //
@@ -35,6 +40,7 @@
 
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -131,6 +137,9 @@ class TierStack {
     // is written is the key's lossy record, and the exact one stays in RAM alone, as long as it
     // stays. Not for blocks that Publish was given a `durable` for.
     std::function<QualityClass(uint32_t name_space)> demote_to;
+    // False: to SSD goes only what is used a second time, whatever the budget.
+    bool admit_all = true;
+    uint32_t max_read_ahead = 16;  // Reads from SSD at once that nobody waits for; 0: none.
   };
 
   struct PutInfo {
@@ -177,6 +186,12 @@ class TierStack {
   // the key before them, zero where there is none.
   void Touch(uint32_t name_space, const std::vector<BlockKey>& keys, const BlockKey& parent = {},
              ReuseHint hint = ReuseHint::kUnknown);
+
+  // These keys of one chain, in order, were asked about: those of them that are on SSD alone are
+  // read into RAM, as far as the head is here without a gap, and as there is room: bytes that no
+  // block has, or a block that is none of the policy's hottest. What was read so and not used is at
+  // most an eighth of RAM, what waits at most 256 blocks; beyond that nothing is read ahead.
+  void ReadAhead(uint32_t name_space, std::span<const BlockKey> keys, QualityClass min_class, Prefer prefer);
 
   // A RAM hit or a miss runs done before Fetch returns; an SSD hit from a later Poll. Two fetches
   // of one block share one read. Counts the hit or miss.
@@ -255,6 +270,14 @@ class TierStack {
     uint64_t durable = 0;
     uint64_t write_behind_skipped = 0;
     uint64_t demoted = 0;  // Written as a lossy record of their own.
+    uint64_t passed_over = 0;    // Not written for the budget's sake, when they were put;
+    uint64_t second_access = 0;  // and those written when they were used again.
+    // Read ahead of being asked for; of those, what was asked for, and what left RAM before; and what
+    // would have been read had there been room.
+    uint64_t read_ahead = 0;
+    uint64_t read_ahead_used = 0;
+    uint64_t read_ahead_wasted = 0;
+    uint64_t read_ahead_refused = 0;
     uint64_t corrupt = 0;
     uint64_t adopted_verified = 0;  // Blocks of the process before this one, when first served.
     BlockIndex::Memory index;
@@ -280,7 +303,14 @@ class TierStack {
  private:
   friend class Pin;
   friend class Reservation;
-  struct Waiting;  // Fetches of one block that is being read.
+  struct Waiting {  // Fetches of one block that is being read.
+    struct One {
+      FetchDone done;
+      Nanos deadline;
+    };
+    std::vector<One> fetches;
+    ReuseHint hint = ReuseHint::kUnknown;  // Of the newest that had one.
+  };
 
   TierStack(const Options& options, const Clock& clock, std::unique_ptr<HostArena> arena,
             std::unique_ptr<SsdStore> ssd, std::unique_ptr<DeviceTier> device);
@@ -308,6 +338,12 @@ class TierStack {
   void DropHostCopy(Block* block);
   void Forget(Block* block, MissReason why);
   void Forget(const BlockIndex::Found& found, MissReason why);
+  // tier_stack_ssd.cc
+  bool Admit(Block* block, bool came_back);
+  void UsedAgain(Block* block, const Block* parent);
+  void StartReadsAhead();
+  bool RoomAhead(uint32_t name_space, uint64_t bytes) const;
+  void EndReadAhead(Block* block, bool used);
   void WriteBehind(Block* block, DurableDone durable);
   Status Written(Block* block, const SsdEntry& stored);
   void StartRead(Block* block);
@@ -334,6 +370,15 @@ class TierStack {
   uint64_t reserved_ = 0;
   uint64_t writing_bytes_ = 0;  // Pinned by the store until they are on SSD.
   bool hurrying_ = false;       // A flush is under way that makes room.
+  struct Ahead {
+    uint32_t name_space;
+    BlockKey key;
+    QualityClass min_class;
+    Prefer prefer;
+  };
+  std::deque<Ahead> ahead_;     // To be read ahead.
+  uint32_t reading_ahead_ = 0;  // Under way.
+  uint64_t ahead_bytes_ = 0;    // Read ahead, or on the way, and not used.
   uint64_t pins_ = 0;
   Stats stats_;
 };

@@ -73,6 +73,9 @@ TEST(ConfigTest, ANamespaceHasAReserveAndALimitOfRam) {
   EXPECT_THAT(error("{name: a, host_reserve: 40MiB}, {name: b, host_reserve: 40MiB}"), HasSubstr("'b': its host_reserve"));
   EXPECT_THAT(error("{name: a, host_reserve: 4MiB, host_limit: 2MiB}"), HasSubstr("under its host_reserve"));
   EXPECT_THAT(error("{name: a, host_limit: 1MiB}"), HasSubstr("no slab"));
+  EXPECT_THAT(error("{name: a, ssd_reserve: 4MiB, ssd_limit: 2MiB}"), HasSubstr("under its ssd_reserve"));
+  EXPECT_THAT(error("{name: a, ssd_limit: 1MiB}"), HasSubstr("no two segments"));
+  EXPECT_THAT(error("{name: a, ssd_reserve: 30GiB}"), HasSubstr("are more than ssd.capacity"));
   EXPECT_THAT(error("{name: a, host_reserve: lots}"), HasSubstr("host_reserve: 'lots' is not a size"));
   EXPECT_THAT(ErrorOf("insecure: true\npolicy: {eviction: fifo}\n"), HasSubstr("not one of lru, hazard"));
 }

@@ -5,8 +5,9 @@
 //   auto store = std::make_unique<MemorySsdStore>(disk, options, latency, clock, seed);
 //   clock.Set(store->next_wakeup()); store->Poll();
 //
-// Segments, sealing, limits and the choice of a victim are those of the store it stands for; the
-// conformance suite (tests/conformance/ssd_store_conformance.h) holds both to the seam.
+// Segments, sealing, limits and the choice of a victim are those of the store it stands for, budgets
+// and quotas aside; the conformance suite (tests/conformance/ssd_store_conformance.h) holds both to
+// the seam.
 //
 // Ownership: the disk must outlive its stores; one store a disk at a time. Threads: one.
 #ifndef TIERCEL_TESTS_FAKES_MEMORY_SSD_STORE_H_
@@ -77,6 +78,7 @@ class MemorySsdStore final : public SsdStore {
   bool available() const override { return clock_.Now() >= off_until_; }
   std::string why() const override { return available() ? "" : why_; }
   Stats stats() const override;
+  Budget budget() const override { return {}; }
   Status CorruptForTest(const SsdEntry& entry, uint64_t bit) override;
   void Shutdown(Nanos timeout) override;
 

@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 
 #include "tests/bench/ssd_slab.h"
 #include "tests/conformance/ssd_store_conformance.h"
@@ -154,12 +155,14 @@ class SegmentStoreTest : public ::testing::Test {
     return false;
   }
   // Of this many bytes, durable when it returns.
-  Result<SsdEntry> Put(uint64_t n, size_t bytes = 20'000) {
+  Result<SsdEntry> Put(uint64_t n, size_t bytes = 20'000, uint32_t name_space = 3) {
     records_.push_back(RecordOf(n, bytes));
     std::optional<Result<SsdEntry>> stored;
+    SsdEntry entry = SsdEntryOf(n, records_.back().size());
+    entry.name_space = name_space;
     const Status taken =
-        store_->Append(SsdEntryOf(n, records_.back().size()), records_.back(),
-                       [&stored](Result<SsdEntry> entry) { stored = std::move(entry); });
+        store_->Append(entry, records_.back(),
+                       [&stored](Result<SsdEntry> durable) { stored = std::move(durable); });
     if (!taken) return tl::unexpected<Error>(taken.error());
     store_->Flush([](Status) {});
     EXPECT_TRUE(PollUntil([&] { return stored.has_value(); }));
@@ -188,6 +191,84 @@ TEST_F(SegmentStoreTest, WritesNoMoreInADayThanItsBudgetAndNoMoreAtOnceThanAnHou
   EXPECT_TRUE(Put(501));
   clock_.Advance(100 * 3600 * kSecond);
   EXPECT_LE((Put(502), store_->stats().budget_left_bytes), 200'000u) << "an hour's share at most";
+}
+
+TEST_F(SegmentStoreTest, AFloodTakesWhatANameSpaceLeavesUnusedAndNothingOfItsReserve) {
+  constexpr uint32_t kCalm = 1, kFlood = 2;
+  auto options = SmallSegments();
+  options.capacity_bytes = 8 * kMiB;
+  options.quota = [](uint32_t name_space) {
+    return name_space == kCalm ? SsdStore::Quota{3 * kMiB, UINT64_MAX} : SsdStore::Quota{};
+  };
+  Open(options);
+  std::map<uint32_t, uint64_t> dropped;
+  store_->SetDropListener([&](const std::vector<SsdEntry>& entries) {
+    for (const SsdEntry& entry : entries) ++dropped[entry.name_space];
+  });
+  uint64_t n = 0;
+  const auto put = [&](uint32_t name_space, uint64_t bytes) {
+    for (uint64_t done = 0; done < bytes; done += 100'000)
+      ASSERT_TRUE(Put(n++, 100'000, name_space));
+  };
+  put(kFlood, 20 * kMiB);
+  EXPECT_GT(store_->stats().bytes_of[kFlood], 7 * kMiB) << "what nobody else needs is its own";
+  put(kCalm, 3 * kMiB);
+  EXPECT_EQ(dropped[kCalm], 0u);
+  EXPECT_GE(store_->stats().bytes_of[kCalm], 3 * kMiB) << "and is given back";
+  put(kFlood, 30 * kMiB);
+  EXPECT_EQ(dropped[kCalm], 0u) << "though nothing of it was read for long";
+  EXPECT_GE(store_->stats().bytes_of[kCalm], 3 * kMiB);
+  put(kCalm, 10 * kMiB);
+  EXPECT_GE(store_->stats().bytes_of[kCalm], 3 * kMiB);
+  EXPECT_LE(store_->stats().used_bytes, options.capacity_bytes);
+}
+
+TEST_F(SegmentStoreTest, ANameSpaceAtItsLimitMakesRoomFromItsOwnSegments) {
+  constexpr uint32_t kSmall = 1, kOther = 2;
+  auto options = SmallSegments();
+  options.capacity_bytes = 16 * kMiB;
+  options.quota = [](uint32_t name_space) {
+    return name_space == kSmall ? SsdStore::Quota{0, 2 * kMiB} : SsdStore::Quota{};
+  };
+  Open(options);
+  ASSERT_TRUE(Put(1'000'000, 100'000, kOther));
+  std::set<uint32_t> losers;
+  store_->SetDropListener([&](const std::vector<SsdEntry>& entries) {
+    for (const SsdEntry& entry : entries) losers.insert(entry.name_space);
+  });
+  Result<SsdEntry> last = Fail(Code::kNotFound, "none");
+  for (uint64_t n = 0; n < 100; ++n) {
+    last = Put(n, 100'000, kSmall);
+    ASSERT_TRUE(last);
+    ASSERT_LE(store_->stats().bytes_of[kSmall], 2 * kMiB);
+  }
+  EXPECT_EQ(losers, std::set<uint32_t>{kSmall}) << "a third of the disk was never used";
+  EXPECT_EQ(store_->stats().bytes_of[kOther], 100'000u);
+  std::vector<std::byte> bytes(last->record_bytes);
+  std::optional<Status> read;
+  ASSERT_TRUE(store_->Read(*last, bytes, [&](Status status) { read = std::move(status); }));
+  ASSERT_TRUE(PollUntil([&] { return read.has_value(); }));
+  EXPECT_TRUE(*read) << "what is new stays, what is old goes";
+}
+
+TEST_F(SegmentStoreTest, ASegmentHoldsOneNameSpaceHoweverTheyAreMixed) {
+  Open(SmallSegments());
+  std::map<uint32_t, std::set<uint32_t>> in;  // Segment -> name spaces.
+  size_t stored = 0;
+  for (uint64_t n = 0; n < 60; ++n) {
+    records_.push_back(RecordOf(n, 20'000));
+    SsdEntry entry = SsdEntryOf(n, records_.back().size());
+    entry.name_space = static_cast<uint32_t>(n % 3 + 1);
+    ASSERT_TRUE(store_->Append(entry, records_.back(), [&](Result<SsdEntry> durable) {
+      ASSERT_TRUE(durable);
+      in[durable->where.segment].insert(durable->name_space);
+      ++stored;
+    }));
+  }
+  store_->Flush([](Status) {});
+  ASSERT_TRUE(PollUntil([&] { return stored == 60; }));
+  for (const auto& [segment, spaces] : in) EXPECT_EQ(spaces.size(), 1u) << "segment " << segment;
+  EXPECT_LE(in.size(), 6u) << "of 256 KiB, for 400 KB of each of three";
 }
 
 TEST_F(SegmentStoreTest, ADiskThatDoesNotAnswerIsLeftAloneUntilItDoes) {

@@ -30,6 +30,8 @@ class TierStackTest : public ::testing::Test {
     options.fault_injection = true;
     options.demote_to = [this](uint32_t) { return demote_to_; };
     options.make_policy = make_policy_;
+    options.admit_all = admit_all_;
+    options.max_read_ahead = 4;
     if (!quotas_.empty()) {
       options.host_quota = [this](uint32_t name_space) { return quotas_[name_space]; };
     }
@@ -44,6 +46,7 @@ class TierStackTest : public ::testing::Test {
       store_options.seal_after = 10 * kMillisecond;
       store_options.verify_record = VerifyTestRecord;
       store_options.recode = recode_;
+      store_options.write_bytes_per_day = write_per_day_;
       store = std::move(*disk_->OpenShard(0, store_options, Clock::Monotonic()));
     }
     auto stack = TierStack::Create(options, Clock::Monotonic(), std::move(store));
@@ -98,9 +101,164 @@ class TierStackTest : public ::testing::Test {
   QualityClass demote_to_ = QualityClass::kExact;
   std::function<std::unique_ptr<EvictionPolicy>(uint64_t)> make_policy_;
   std::map<uint32_t, TierStack::HostQuota> quotas_;
+  uint64_t write_per_day_ = 0;
+  bool admit_all_ = true;
   std::unique_ptr<SsdDisk> disk_;
   std::unique_ptr<TierStack> stack_;
 };
+
+class TierStackAdmissionTest : public TierStackTest {
+ protected:
+  static constexpr size_t kBytes = 50'000;
+  // Blocks first .. first + n - 1 as one chain.
+  void PutRun(uint64_t first, uint64_t n) {
+    for (uint64_t i = 0; i < n; ++i) ASSERT_TRUE(Put(Info(first + i, i), first + i, kBytes));
+    WaitForDisk();
+  }
+  void TouchRun(uint64_t first, uint64_t n) {
+    std::vector<BlockKey> keys;
+    for (uint64_t i = 0; i < n; ++i) keys.push_back(KeyOf(first + i));
+    stack_->Touch(kSpace, keys);
+    WaitForDisk();
+  }
+  bool OnSsd(uint64_t n) {
+    const auto records = stack_->Describe(kSpace, KeyOf(n));
+    return !records.empty() && static_cast<bool>(records[0].entry.where);
+  }
+  std::string OnSsd(uint64_t first, uint64_t n) {
+    std::string out;
+    for (uint64_t i = 0; i < n; ++i) out += OnSsd(first + i) ? '+' : '-';
+    return out;
+  }
+};
+
+TEST_F(TierStackAdmissionTest, WithHalfTheBudgetSpentOnlyWhatIsUsedAgainIsWritten) {
+  write_per_day_ = 24 * 10 * kBytes;
+  Open(true);
+  PutRun(100, 6);
+  EXPECT_EQ(OnSsd(100, 6), "++++++") << "there was budget when it began";
+  PutRun(200, 2);
+  EXPECT_EQ(OnSsd(200, 2), "--");
+  EXPECT_EQ(stack_->stats().passed_over, 2u);
+  TouchRun(200, 2);
+  EXPECT_EQ(OnSsd(200, 2), "++");
+  EXPECT_EQ(stack_->stats().second_access, 2u);
+  PutRun(300, 3);
+  TouchRun(300, 3);
+  EXPECT_EQ(OnSsd(300, 3), "++-")
+      << "of the day's budget nothing is left, and the head comes first";
+  EXPECT_LE(stack_->stats().ssd.written_bytes, 10 * (kBytes + 8));
+}
+
+TEST_F(TierStackAdmissionTest, ARunIsCutAtItsTailAndNeverHoled) {
+  write_per_day_ = 24 * 5 * kBytes;
+  Open(true);
+  PutRun(100, 8);
+  EXPECT_EQ(OnSsd(100, 8), "+++++---");
+  EXPECT_EQ(stack_->stats().ssd.over_budget, 0u) << "it is not asked of the store";
+}
+
+TEST_F(TierStackAdmissionTest, SecondAccessAlonePassesOverWhatIsNewAndTakesWhatCameBack) {
+  admit_all_ = false;
+  Open(true);
+  PutRun(100, 3);
+  EXPECT_EQ(OnSsd(100, 3), "---");
+  TouchRun(100, 2);
+  EXPECT_EQ(OnSsd(100, 3), "++-");
+  for (uint64_t n = 1000; n < 1100; ++n) ASSERT_TRUE(Put(n));  // Pushes block 102 out of RAM.
+  ASSERT_EQ(stack_->Lookup(kSpace, KeyOf(102), QualityClass::kExact, Prefer::kGood).tier,
+            Tier::kNone);
+  ASSERT_TRUE(Put(Info(102, 2), 102, kBytes));
+  WaitForDisk();
+  EXPECT_TRUE(OnSsd(102)) << "it was here before";
+}
+
+TEST_F(TierStackAdmissionTest, WhatItsWriterWaitsForIsWrittenWhateverTheAdmission) {
+  admit_all_ = false;
+  Open(true);
+  std::optional<Status> durable;
+  ASSERT_TRUE(Put(Info(7), 7, kBytes, [&](Status status) { durable = std::move(status); }));
+  WaitForDisk();
+  ASSERT_TRUE(durable.has_value());
+  EXPECT_TRUE(*durable);
+}
+
+class TierStackReadAheadTest : public TierStackAdmissionTest {
+ protected:
+  // Blocks 0 .. n-1 of a chain, on SSD alone.
+  void StoreCold(uint64_t n) {
+    PutRun(0, n);
+    for (uint64_t i = 1000; i < 1100; ++i) ASSERT_TRUE(Put(i));
+    WaitForDisk();
+    for (uint64_t i = 0; i < n; ++i) ASSERT_EQ(TierOf(i), Tier::kSsd);
+  }
+  Tier TierOf(uint64_t n) {
+    return stack_->Lookup(kSpace, KeyOf(n), QualityClass::kExact, Prefer::kGood).tier;
+  }
+  void Expect(uint64_t first, uint64_t n) {
+    std::vector<BlockKey> keys;
+    for (uint64_t i = 0; i < n; ++i) keys.push_back(KeyOf(first + i));
+    stack_->ReadAhead(kSpace, keys, QualityClass::kExact, Prefer::kGood);
+  }
+  void WaitForReads() {
+    const Nanos end = Clock::Monotonic().Now() + 10 * kSecond;
+    while (stack_->stats().reads_waiting > 0 && Clock::Monotonic().Now() < end) stack_->Poll();
+    EXPECT_EQ(stack_->stats().reads_waiting, 0u);
+  }
+};
+
+TEST_F(TierStackReadAheadTest, TheTailOfAChainIsInRamWhenItIsAskedFor) {
+  Open(true);
+  StoreCold(8);
+  Expect(0, 8);
+  WaitForReads();
+  EXPECT_EQ(stack_->stats().read_ahead, 8u);
+  for (uint64_t i = 0; i < 8; ++i) {
+    const auto fetched = Fetch(i);
+    ASSERT_TRUE(fetched.pin);
+    EXPECT_EQ(fetched.tier, Tier::kHost);
+    EXPECT_TRUE(VerifyTestRecord(fetched.pin.record()));
+  }
+  EXPECT_EQ(stack_->stats().read_ahead_used, 8u);
+  EXPECT_EQ(stack_->stats().read_ahead_wasted, 0u);
+}
+
+TEST_F(TierStackReadAheadTest, BehindAGapNothingIsReadAhead) {
+  Open(true);
+  StoreCold(8);
+  stack_->MarkCorrupt(KeyOf(3));
+  Expect(0, 8);
+  WaitForReads();
+  EXPECT_EQ(stack_->stats().read_ahead, 3u);
+  EXPECT_EQ(TierOf(4), Tier::kSsd);
+}
+
+TEST_F(TierStackReadAheadTest, WhatIsReadAheadTakesAnEighthOfRamAtMostAndIsToldAsWastedWhenItGoes) {
+  Open(true);
+  StoreCold(30);
+  Expect(0, 30);
+  WaitForReads();
+  const uint64_t read = stack_->stats().read_ahead;
+  EXPECT_GE(read, 8u);
+  EXPECT_LE(read * kBytes, 4 * kMiB / 8);
+  EXPECT_EQ(stack_->stats().read_ahead_refused, 30 - read);
+  for (uint64_t i = 2000; i < 2100; ++i) ASSERT_TRUE(Put(i));
+  WaitForDisk();
+  EXPECT_EQ(stack_->stats().read_ahead_wasted, read);
+  Expect(0, 4);
+  WaitForReads();
+  EXPECT_EQ(stack_->stats().read_ahead, read + 4) << "and gives its room back";
+}
+
+TEST_F(TierStackReadAheadTest, AFetchJoinsTheReadThatIsUnderWay) {
+  Open(true);
+  StoreCold(4);
+  Expect(0, 4);
+  for (uint64_t i = 0; i < 4; ++i) EXPECT_TRUE(Fetch(i).pin);
+  WaitForReads();
+  EXPECT_EQ(stack_->stats().read_ahead_used, 4u);
+  EXPECT_EQ(stack_->stats().hits_host + stack_->stats().hits_ssd, 4u);
+}
 
 TEST_F(TierStackTest, ABlockIsInvisibleUntilItIsPublished) {
   Open(false);
