@@ -140,8 +140,8 @@ const std::vector<Setting>& Settings() {
       Bytes("device.memory", "GPU memory for blocks that leave RAM, all shards together; 0: none", &Config::device_memory, 0,
             16ull * 1024 * kGiB),
       Number("device.number", "which GPU", &Config::device_number, 0, 63),
-      Text("policy.eviction", "which blocks leave RAM first: lru, the tail of the chain used longest ago; hazard learns from the "
-           "traffic and from callers' hints; haz1, lfu and s3fifo are there to compare with", &Config::eviction, PolicyNames()),
+      Text("policy.eviction", "which blocks leave RAM first: hazard learns from the traffic and from callers' hints; "
+           "lru, haz1, lfu and s3fifo are there to compare with", &Config::eviction, PolicyNames()),
       Text("ssd.path", "data folder, or several with commas between, one a disk; empty: no SSD tier", &Config::ssd_path),
       Bytes("ssd.capacity", "bytes on SSD, all shards and disks together", &Config::ssd_capacity, 2 * kMiB, 1024ull * 1024 * kGiB),
       Bytes("ssd.segment", "unit of writing and forgetting", &Config::ssd_segment, kMiB, 4 * kGiB),

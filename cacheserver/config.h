@@ -58,7 +58,7 @@ struct Config {
   uint64_t host_memory = 1 * kGiB;  // Of the node; divided among the shards.
   uint64_t slab = 256 * kMiB;
   std::string huge_pages = "auto";
-  std::string eviction = "lru";  // Of PolicyNames.
+  std::string eviction = "hazard";  // Of PolicyNames.
 
   std::string numa = "auto";
   std::string restart_socket;  // Empty: by the port of grpc_listen; "off": none.

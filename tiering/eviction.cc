@@ -8,7 +8,7 @@
 namespace tiercel {
 
 const std::vector<std::string>& PolicyNames() {
-  static const std::vector<std::string> names = {"lru", "hazard", "haz1", "lfu", "s3fifo"};
+  static const std::vector<std::string> names = {"hazard", "lru", "haz1", "lfu", "s3fifo"};
   return names;
 }
 

@@ -3,10 +3,10 @@
 //
 //   Add --> Touch ... --> Victim(name space) --> Remove
 //
-// Policies are made by name (MakePolicy): "lru", the default, takes the tail of the chain that was
-// used longest ago; "hazard" learns from the traffic which blocks come back and when
-// (policy_hazard.h); "haz1", "lfu" and "s3fifo" are there to compare with. docs/policy.md has the
-// figures.
+// Policies are made by name (MakePolicy): "hazard", the default, learns from the traffic which
+// blocks come back and when (policy_hazard.h); "lru", the base, takes the tail of the chain that
+// was used longest ago; "haz1", "lfu" and "s3fifo" are there to compare with. docs/policy.md has
+// the figures.
 //
 // Invariants
 //   A victim is never pinned and never being read. It has no child of its own run in RAM, unless

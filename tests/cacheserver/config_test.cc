@@ -77,7 +77,7 @@ TEST(ConfigTest, ANamespaceHasAReserveAndALimitOfRam) {
   EXPECT_THAT(error("{name: a, ssd_limit: 1MiB}"), HasSubstr("no two segments"));
   EXPECT_THAT(error("{name: a, ssd_reserve: 30GiB}"), HasSubstr("are more than ssd.capacity"));
   EXPECT_THAT(error("{name: a, host_reserve: lots}"), HasSubstr("host_reserve: 'lots' is not a size"));
-  EXPECT_THAT(ErrorOf("insecure: true\npolicy: {eviction: fifo}\n"), HasSubstr("not one of lru, hazard"));
+  EXPECT_THAT(ErrorOf("insecure: true\npolicy: {eviction: fifo}\n"), HasSubstr("not one of hazard, lru"));
 }
 
 TEST(ConfigTest, ATypoIsNamedWithItsLineAndTheNearestKey) {
