@@ -1,6 +1,7 @@
 """The calls of mooncake.store and their codes, against a node, and beside Mooncake 0.3.13.post1's own, which runs here."""
 
 import ctypes
+import importlib
 import json
 import os
 import socket
@@ -120,6 +121,13 @@ def test_tenants_do_not_see_each_other(node, monkeypatch):
     red.put(name, b"v")
     assert red.is_exist(name) == 1 and blue.is_exist(name) == 0 and blue.get(name) == b""
     red.close(), blue.close()
+
+
+def test_whoever_looks_for_the_transfer_engine_finds_no_mooncake():
+    """LMCache's server does without it only then."""
+    with pytest.raises(ModuleNotFoundError) as raised:
+        importlib.import_module("mooncake.engine")
+    assert raised.value.name == "mooncake"
 
 
 CALLS = Path(__file__).with_name("mooncake_calls.py")
