@@ -206,12 +206,16 @@ def codec(name: str, step: float, artifact: Artifact | None = None) -> Codec:
         heads, tokens, _ = k.shape
         planes = []
         bits = 2.0 * SEGMENT_BITS * len(place.blocks(tokens))
-        keys = None
+        none = np.zeros(0, np.uint64)
+        style = artifact.rope_style if artifact else 0
+        of_layer = artifact.turns(place.layer) if artifact else none
+        keys = rotate(np.asarray(k, np.float32), of_layer, style, place.first, back=True).astype(np.float32)
+        keys = keys.transpose(1, 0, 2).reshape(tokens, -1)
+        # A record of EC-C tells one rotation: K of a layer with one of its own stays as it is.
+        stays = name == "EC-C" and artifact is not None and place.layer in artifact.rope
         for kind, x in ((K, k), (V, v)):
-            turns = artifact.turns(place.layer) if artifact and kind == K else np.zeros(0, np.uint64)
-            style = artifact.rope_style if artifact else 0
+            turns = of_layer if kind == K and not stays else none
             x = rotate(np.asarray(x, np.float32), turns, style, place.first, back=True).astype(np.float32)
-            keys = x.transpose(1, 0, 2).reshape(tokens, -1) if keys is None else keys
             predictor = artifact.levels.get((place.layer, kind)) if artifact else None
             levels = predictor.of(keys, place.first) if predictor else None
             if name == "EC-C":

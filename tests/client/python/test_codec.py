@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiercel import KvLayout, _ec, _transforms, calibrate, codec
-from tiercel.artifact import Artifact, K, V
+from tiercel.artifact import NO_LAYER, Artifact, K, V
 
 LAYOUT = KvLayout(layers=2, kv_heads=3, head_dim=64, tokens_per_block=64, dtype="bf16")
 
@@ -65,7 +65,9 @@ def calibrated(request):
     layers, heads, dim, tokens = 4, 3, 64, 256
     g = np.random.default_rng(8)
     artifact = Artifact(layers, heads, dim, dim, rope_dims=dim)
-    artifact.rope = calibrate.rope_of([10000.0 ** -(np.arange(0, dim, 2) / dim)] * layers)
+    slow, fast = (base ** -(np.arange(0, dim, 2) / dim) for base in (1e6, 1e4))
+    artifact.rope = calibrate.rope_of([fast, fast, slow, fast])  # A layer that is turned in a way of its own.
+    assert set(artifact.rope) == {2, NO_LAYER}
     measured, planes = calibrate.Measured(), []
     for layer in range(layers):
         for kind in (K, V):
