@@ -368,7 +368,8 @@ class TierStack {
   uint64_t evicted_since_look_ = 0;  // Bytes, since another name space's slabs were looked at.
   uint64_t next_generation_ = 1;
   uint64_t reserved_ = 0;
-  uint64_t writing_bytes_ = 0;  // Pinned by the store until they are on SSD.
+  uint64_t writing_bytes_ = 0;  // Pinned by the store until they are on SSD,
+  std::map<uint32_t, uint64_t> writing_of_;  // and by name space.
   bool hurrying_ = false;       // A flush is under way that makes room.
   struct Ahead {
     uint32_t name_space;

@@ -47,10 +47,15 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
     if (durable) durable(Fail(Code::kUnavailable, "this node has no SSD tier"));
     return;
   }
-  // Records wait to be written in RAM, pinned: not so many that they crowd out everything else,
-  // unless their writer waits for the disk, and so waits for room too.
-  if (!durable && writing_bytes_ > 0 &&
-      writing_bytes_ + block->record_bytes > arena_->capacity_bytes() / 2) {
+  // Records wait to be written in RAM, pinned: not so many that they crowd out everything else, in
+  // the node or in what their name space may have, unless their writer waits for the disk, and so
+  // waits for room too.
+  const auto crowds_out = [block](uint64_t waiting, uint64_t room) {
+    return waiting > 0 && waiting + block->record_bytes > room / 2;
+  };
+  uint64_t& waiting_of = writing_of_[block->name_space];
+  if (!durable && (crowds_out(writing_bytes_, arena_->capacity_bytes()) ||
+                   crowds_out(waiting_of, QuotaOf(block->name_space).limit))) {
     ++stats_.write_behind_skipped;
     if (!std::exchange(hurrying_, true)) {
       ssd_->Flush([this](Status) { hurrying_ = false; });  // What waits for company is written now.
@@ -66,6 +71,7 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
   const Status queued = ssd_->Append(entry, {arena_->data(block->host), block->record_bytes},
                                      [this, block, told](Result<SsdEntry> stored) {
                                        writing_bytes_ -= block->record_bytes;
+                                       writing_of_[block->name_space] -= block->record_bytes;
                                        Status status = OkStatus();
                                        if (stored) {
                                          status = Written(block, *stored);
@@ -78,6 +84,7 @@ void TierStack::WriteBehind(Block* block, DurableDone durable) {
                                      });
   if (queued) {
     writing_bytes_ += block->record_bytes;
+    waiting_of += block->record_bytes;
     return;
   }
   ++stats_.write_behind_skipped;

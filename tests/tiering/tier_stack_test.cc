@@ -450,6 +450,19 @@ TEST_F(TierStackTest, EvictedToSsdItComesBackWholeAndOneReadServesAll) {
   EXPECT_EQ(Fetch(0).tier, Tier::kHost) << "promoted";
 }
 
+TEST_F(TierStackTest, WhatWaitsToBeWrittenDoesNotFillWhatItsNameSpaceMayHave) {
+  quotas_[kSpace] = {0, 2 * kMiB};
+  Open(true, 16 * kMiB);
+  // Nothing is written meanwhile, since nobody polls.
+  for (uint64_t n = 1; n <= 100; ++n) {
+    TierStack::PutInfo info = Info(n);
+    info.parent = {};
+    const Status put = Put(info, n);
+    ASSERT_TRUE(put) << n << ": " << put.error().message;
+  }
+  EXPECT_GT(stack_->stats().write_behind_skipped, 0u);
+}
+
 TEST_F(TierStackTest, WhatIsOnSsdMayBeFewerBytesThanWhatIsInRam) {
   recode_ = [](SsdEntry* entry, ByteSpan record) -> ByteSpan {
     static thread_local std::vector<std::byte> smaller;
