@@ -135,11 +135,12 @@ TEST(DeviceTierTest, ManyRecordsGoInAndComeOutInBatchesOnBothLanes) {
 
 TEST(DeviceTierTest, WhatWaitsIsBoundedAndAllOfItIsToldAtTheEnd) {
   auto tier = MakeTier(kMiB, nullptr, 256 * kKiB, 8);
-  const auto record = RecordOf(1, 50'000);
-  const auto where = tier->Allocate(record.size());
+  const auto record = RecordOf(1, 20'000);
   int told = 0;
   int accepted = 0;
   for (int i = 0; i < 20; ++i) {
+    const auto where = tier->Allocate(record.size());
+    ASSERT_TRUE(where);
     const Status queued = tier->Store(record, *where, [&](const Status&) { ++told; });
     if (!queued) {
       EXPECT_EQ(queued.error().code, Code::kResourceExhausted);
@@ -149,6 +150,7 @@ TEST(DeviceTierTest, WhatWaitsIsBoundedAndAllOfItIsToldAtTheEnd) {
   EXPECT_EQ(accepted, 8);
   tier->Shutdown();
   EXPECT_EQ(told, accepted);
+  const auto where = tier->Allocate(record.size());
   EXPECT_FALSE(tier->Store(record, *where, [](const Status&) {}));
 }
 
