@@ -173,20 +173,21 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   }
 }
 
+Labels OfNameSpace(const NodeSnapshot& node, size_t shard, uint32_t id) {
+  const auto name = node.name_spaces.find(id);
+  return {{"shard", std::to_string(shard)},
+          {"namespace", name == node.name_spaces.end() ? std::to_string(id) : name->second}};
+}
+
 void AddSsdSpaces(Families& f, const NodeSnapshot& node, size_t shard) {
   for (const auto& [id, bytes] : node.shards[shard].tiers.ssd.bytes_of) {
-    const auto name = node.name_spaces.find(id);
-    f.Gauge("tiercel_ssd_namespace_bytes", "Bytes of live segments, by name space.",
-            {{"shard", std::to_string(shard)},
-             {"namespace", name == node.name_spaces.end() ? std::to_string(id) : name->second}}, bytes);
+    f.Gauge("tiercel_ssd_namespace_bytes", "Bytes of live segments, by name space.", OfNameSpace(node, shard, id), bytes);
   }
 }
 
 void AddWhatIf(Families& f, const NodeSnapshot& node, size_t shard) {
   for (const auto& [id, curve] : node.shards[shard].tiers.what_if) {
-    const auto name = node.name_spaces.find(id);
-    const Labels mine = {{"shard", std::to_string(shard)},
-                         {"namespace", name == node.name_spaces.end() ? std::to_string(id) : name->second}};
+    const Labels mine = OfNameSpace(node, shard, id);
     const auto count = [&f](const std::string& metric, const std::string& help, Labels labels, double value) {
       f.Add(metric, help, MetricType::Counter, std::move(labels), value);
     };

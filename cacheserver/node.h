@@ -127,7 +127,7 @@ class Node {
   Nanos started_ = 0;
   std::map<uint32_t, QualityClass> demote_to_;           // By name space.
   std::map<uint32_t, TierStack::HostQuota> host_quota_;  // By name space, of one shard; those without are absent.
-  std::map<uint32_t, SsdStore::Quota> ssd_quota_;                 // Of a shard's part of a disk.
+  std::map<uint32_t, SsdStore::Quota> ssd_quota_;      // Of a shard's part of a disk.
   std::unique_ptr<Demotion> demotion_;          // Used by the disk's movers.
   std::vector<NumaNode> numa_;      // Empty: shards go anywhere.
   std::string device_why_ = "device.memory is 0";  // Why there is no device tier; empty: there is.

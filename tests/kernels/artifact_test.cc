@@ -17,6 +17,15 @@ ArtifactShape Small() {
   return shape;
 }
 
+// What is said of an artifact with another value there, sealed again.
+template <class T>
+std::string ErrorWith(std::vector<std::byte> artifact, size_t where, T value) {
+  StoreLe(artifact.data() + where, value);
+  ArtifactWriter::Seal(artifact);
+  const auto parsed = Artifact::Parse(artifact);
+  return parsed ? std::string("accepted") : parsed.error().message;
+}
+
 TEST(ArtifactTest, SaysWhatWasWritten) {
   const auto bytes = ArtifactWriter(Small()).Finish();
   const auto artifact = Artifact::Parse(bytes);
@@ -73,13 +82,7 @@ TEST(ArtifactTest, WhatForetellsLevelsIsReadAndChecked) {
   const auto count = LoadLe<uint32_t>(good.data() + 28);
   const size_t entry = kArtifactHeaderBytes + (count - 1) * kArtifactEntryBytes;  // The last section's.
   const auto at = LoadLe<uint64_t>(good.data() + entry + 8);
-  const auto error = [&good](size_t where, auto value) {
-    auto bad = good;
-    StoreLe(bad.data() + where, value);
-    ArtifactWriter::Seal(bad);
-    const auto parsed = Artifact::Parse(bad);
-    return parsed ? std::string("accepted") : parsed.error().message;
-  };
+  const auto error = [&good](size_t where, auto value) { return ErrorWith(good, where, value); };
   EXPECT_THAT(error(entry + 2, uint16_t{2}), HasSubstr("section 6 of layer 2, kind 2, group 0: no such layer"));
   EXPECT_THAT(error(entry + 5, uint8_t{1}), HasSubstr("32 dimensions, K has 32 of all heads, group 0"));
   EXPECT_THAT(error(entry + 6, uint16_t{31}), HasSubstr("31 dimensions, K has 32"));
@@ -110,13 +113,7 @@ TEST(ArtifactTest, ALayerMayBeTurnedInAWayOfItsOwn) {
   }
 
   const size_t entry = kArtifactHeaderBytes + kArtifactEntryBytes;  // Of layer 1's table; layer 2's and the common one follow.
-  const auto error = [&good](size_t where, auto value) {
-    auto bad = good;
-    StoreLe(bad.data() + where, value);
-    ArtifactWriter::Seal(bad);
-    const auto parsed = Artifact::Parse(bad);
-    return parsed ? std::string("accepted") : parsed.error().message;
-  };
+  const auto error = [&good](size_t where, auto value) { return ErrorWith(good, where, value); };
   EXPECT_THAT(error(entry + 32 + 2, uint16_t{3}), HasSubstr("section 2 of layer 3, kind 0, group 0 belongs to no layer that is here"));
   EXPECT_THAT(error(entry + 32 + 2, uint16_t{1}), HasSubstr("section 2 of layer 1, kind 0, group 0 is out of order or there twice"));
   EXPECT_THAT(error(entry + 64 + 2, uint16_t{2}), HasSubstr("section 2 of layer 2, kind 0, group 0 is out of order or there twice"));
