@@ -12,6 +12,7 @@ class MonotonicClock final : public Clock {
     clock_gettime(CLOCK_MONOTONIC, &ts);
     return static_cast<Nanos>(ts.tv_sec) * kSecond + ts.tv_nsec;
   }
+  uint32_t UnixSeconds() const override { return static_cast<uint32_t>(std::time(nullptr)); }
 };
 
 }  // namespace

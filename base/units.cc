@@ -53,8 +53,8 @@ std::string FormatBytes(uint64_t bytes) {
 }
 
 Result<Nanos> ParseDuration(std::string_view text) {
-  static constexpr std::array<Unit, 5> kUnits = {
-      {{"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}}};
+  static constexpr std::array<Unit, 6> kUnits = {
+      {{"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}, {"d", 86400e9}}};
   TIERCEL_ASSIGN(const double value, ParseWithUnit(text, kUnits.data(), kUnits.size(),
                                                    "a time like 250ms, 5s or 2m"));
   return static_cast<Nanos>(value);

@@ -170,6 +170,7 @@ const std::vector<Setting>& Settings() {
       Bytes("limits.bytes_in_flight", "bytes on their way to one session", &Config::max_bytes_in_flight, kMiB, 1024 * kGiB),
       Bytes("limits.hold_bytes", "bytes that one session may hold between match and get", &Config::max_hold_bytes, 0, 1024 * kGiB),
       Time("limits.hold", "how long", &Config::hold, kMillisecond, 60 * kSecond),
+      Time("limits.pin", "the longest that a client may have blocks pinned in RAM without asking again", &Config::pin, 0, 30 * 24 * 3600 * kSecond),
       Time("limits.default_deadline", "for requests that name none", &Config::default_deadline, kMillisecond, 60 * kSecond),
       Time("limits.drain", "for flushing at SIGTERM", &Config::drain, 0, 600 * kSecond),
       Time("loop.spin", "busy polling after work before the loop sleeps", &Config::spin, 0, kSecond),
@@ -223,12 +224,17 @@ Status Apply(Config& config, const std::string& key, const std::string& text) {
   return Fail(Code::kInvalidArgument, fmt::format("unknown key '{}', did you mean '{}'?", key, Nearest(key)));
 }
 
-constexpr std::array<std::pair<std::string_view, uint64_t NamespaceConfig::*>, 4> kQuotas = {{
+constexpr std::array<std::pair<std::string_view, uint64_t NamespaceConfig::*>, 5> kQuotas = {{
     {"host_reserve", &NamespaceConfig::host_reserve},
     {"host_limit", &NamespaceConfig::host_limit},
     {"ssd_reserve", &NamespaceConfig::ssd_reserve},
     {"ssd_limit", &NamespaceConfig::ssd_limit},
+    {"pin_limit", &NamespaceConfig::pin_limit},
 }};
+
+// On SSD a block's time is known to the minute.
+constexpr Nanos kShortestTtl = 60 * kSecond;
+constexpr Nanos kLongestTtl = 3650LL * 24 * 3600 * kSecond;
 
 // A name, or a map of name and what the namespace may hold.
 Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node& node) {
@@ -239,10 +245,10 @@ Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node&
     for (const auto& item : node) {
       const std::string key = item.first.IsScalar() ? item.first.Scalar() : "";
       const auto bytes_of = std::find_if(kQuotas.begin(), kQuotas.end(), [&](const auto& quota) { return quota.first == key; });
-      if (key != "name" && key != "worst_class" && key != "demote_to" && bytes_of == kQuotas.end()) {
+      if (key != "name" && key != "worst_class" && key != "demote_to" && key != "ttl" && bytes_of == kQuotas.end()) {
         return tl::unexpected<Error>(At(file, item.first, fmt::format(
-            "unknown key '{}' of a namespace: it has name, worst_class, demote_to, host_reserve, host_limit, ssd_reserve and "
-            "ssd_limit", key)));
+            "unknown key '{}' of a namespace: it has name, worst_class, demote_to, ttl, host_reserve, host_limit, ssd_reserve, "
+            "ssd_limit and pin_limit", key)));
       }
       if (!item.second.IsScalar()) {
         return tl::unexpected<Error>(At(file, item.second, fmt::format("{} of a namespace is not a word", key)));
@@ -255,6 +261,15 @@ Result<NamespaceConfig> ReadNamespace(const std::string& file, const YAML::Node&
         const Result<uint64_t> bytes = ParseBytes(item.second.Scalar());
         if (!bytes) return tl::unexpected<Error>(At(file, item.second, fmt::format("{}: {}", key, bytes.error().message)));
         read.*bytes_of->second = *bytes;
+        continue;
+      }
+      if (key == "ttl") {
+        const Result<Nanos> ttl = ParseDuration(item.second.Scalar());
+        if (!ttl) return tl::unexpected<Error>(At(file, item.second, fmt::format("ttl: {}", ttl.error().message)));
+        if (*ttl != 0 && (*ttl < kShortestTtl || *ttl > kLongestTtl)) {
+          return tl::unexpected<Error>(At(file, item.second, fmt::format("ttl: '{}' is neither 0s nor in 60s..315360000s", item.second.Scalar())));
+        }
+        read.ttl = *ttl;
         continue;
       }
       const std::optional<QualityClass> quality = ParseQualityClass(item.second.Scalar());
@@ -347,6 +362,9 @@ Status CheckWhole(const Config& config, const std::string& name) {
                                one.name, FormatBytes(config.slab)));
     }
     reserved += slabs * config.slab;
+    if (one.pin_limit > config.host_memory / 2) {
+      return wrong(fmt::format("namespace '{}': pin_limit of {} is more than half of memory.host", one.name, FormatBytes(one.pin_limit)));
+    }
   }
   const std::vector<std::string> disks = config.ssd_paths();
   for (size_t i = 0; i < disks.size(); ++i) {
@@ -462,6 +480,7 @@ std::string PrintConfig(const Config& config) {
       for (const auto& [key, bytes] : kQuotas) {
         if (one.*bytes > 0) namespaces.back()[std::string(key)] = std::to_string(one.*bytes);
       }
+      if (one.ttl > 0) namespaces.back()["ttl"] = ExactTime(one.ttl);
     }
   }
   out += fmt::format("namespaces: {}\n", namespaces.dump());
@@ -486,7 +505,7 @@ std::string PrintSchema() {
   }
   const nlohmann::json quality = {{"enum", {"exact", "near", "high", "balanced", "small"}}};
   nlohmann::json settings = {{"type", "object"}, {"additionalProperties", false}, {"required", {"name"}},
-      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality}}}};
+      {"properties", {{"name", {{"type", "string"}}}, {"worst_class", quality}, {"demote_to", quality}, {"ttl", {{"type", "string"}}}}}};
   for (const auto& [key, bytes] : kQuotas) settings["properties"][std::string(key)] = {{"type", "string"}};
   schema["properties"]["namespaces"] = {
       {"type", "array"}, {"items", {{"anyOf", nlohmann::json::array({{{"type", "string"}}, settings})}}}};

@@ -35,6 +35,8 @@ struct NamespaceConfig {
   // it may have; 0: no limit.
   uint64_t ssd_reserve = 0;
   uint64_t ssd_limit = 0;
+  uint64_t pin_limit = 0;  // Of memory.host, that clients may have pinned; 0: an eighth of it.
+  Nanos ttl = 0;  // Since a block was put, after which it is not served; 0: for ever.
   bool operator==(const NamespaceConfig&) const = default;
 };
 
@@ -90,6 +92,7 @@ struct Config {
   uint64_t max_bytes_in_flight = 256 * kMiB;
   uint64_t max_hold_bytes = 256 * kMiB;
   Nanos hold = 2 * kSecond;
+  Nanos pin = 3600 * kSecond;
   Nanos default_deadline = 2 * kSecond;
   Nanos drain = 10 * kSecond;
   Nanos spin = 50 * kMicrosecond;

@@ -363,6 +363,9 @@ class DataService final : public v1::Tiercel::CallbackService {
     out->set_hits_device(t.hits_device);
     out->set_device_bytes(t.device.used_bytes);
     out->set_device_capacity(t.device.capacity_bytes);
+    out->set_kept_blocks(t.kept);
+    out->set_kept_bytes(t.kept_bytes);
+    out->set_expired(t.expired);
   }
 
   Node& node_;

@@ -118,6 +118,10 @@ void AddShard(Families& f, const Shard::Stats& s, const std::string& shard) {
   index("blocks", t.index.blocks);
   index("ghosts", t.index.ghosts);
   f.Gauge("tiercel_pinned_blocks", "Pins held.", mine, t.pinned);
+  f.Gauge("tiercel_kept_blocks", "Blocks that clients asked to keep in RAM.", mine, t.kept);
+  f.Gauge("tiercel_kept_bytes", "Their bytes.", mine, t.kept_bytes);
+  f.Counter("tiercel_kept_refused_total", "Blocks not kept because their namespace is at its pin_limit.", mine, t.kept_refused);
+  f.Counter("tiercel_expired_total", "Blocks forgotten because of their namespace's ttl.", mine, t.expired);
   f.Gauge("tiercel_keys_in_flight", "Keys asked for and not answered.", mine, s.keys_in_flight);
   f.Gauge("tiercel_bytes_in_flight", "Bytes on their way to clients.", mine, s.bytes_in_flight);
   f.Gauge("tiercel_holds", "Blocks held between match and get.", mine, s.holds);

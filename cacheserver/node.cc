@@ -110,6 +110,8 @@ Status Node::StartAll() {
       quota.reserve = one.host_reserve / config_.shards;
       if (one.host_limit > 0) quota.limit = one.host_limit / config_.shards;
     }
+    if (one.pin_limit > 0) pin_limit_[NameSpaceId(one.name)] = one.pin_limit / config_.shards;
+    if (one.ttl > 0) ttl_[NameSpaceId(one.name)] = static_cast<uint32_t>(one.ttl / kSecond);
     if (one.ssd_reserve > 0 || one.ssd_limit > 0) {
       const uint64_t shares = config_.shards * std::max<size_t>(1, config_.ssd_paths().size());
       SsdStore::Quota& quota = ssd_quota_[NameSpaceId(one.name)];
@@ -218,6 +220,16 @@ Status Node::StartShard(uint32_t number) {
       return found == host_quota_.end() ? TierStack::HostQuota{} : found->second;
     };
   }
+  tiers.keep_limit = [this, otherwise = tiers.host.capacity_bytes / 8](uint32_t name_space) {
+    const auto found = pin_limit_.find(name_space);
+    return found == pin_limit_.end() ? otherwise : found->second;
+  };
+  if (!ttl_.empty()) {
+    tiers.time_to_live = [this](uint32_t name_space) {
+      const auto found = ttl_.find(name_space);
+      return found == ttl_.end() ? 0 : found->second;
+    };
+  }
   std::unique_ptr<SsdStore> store;
   if (!disks_.empty()) {
     const uint64_t shares = config_.shards * disks_.size();  // Each shard has its part of each disk.
@@ -270,6 +282,7 @@ Status Node::StartShard(uint32_t number) {
   options.max_bytes_in_flight = config_.max_bytes_in_flight;
   options.max_hold_bytes = config_.max_hold_bytes;
   options.hold_time = config_.hold;
+  options.max_pin = config_.pin;
   options.default_deadline = config_.default_deadline;
   options.spin = config_.spin;
   auto shard = std::make_unique<Shard>(options, clock, std::move(stack));

@@ -128,6 +128,8 @@ class Node {
   std::map<uint32_t, QualityClass> demote_to_;           // By name space.
   std::map<uint32_t, TierStack::HostQuota> host_quota_;  // By name space, of one shard; those without are absent.
   std::map<uint32_t, SsdStore::Quota> ssd_quota_;      // Of a shard's part of a disk.
+  std::map<uint32_t, uint64_t> pin_limit_;             // Of one shard.
+  std::map<uint32_t, uint32_t> ttl_;                   // In seconds.
   std::unique_ptr<Demotion> demotion_;          // Used by the disk's movers.
   std::vector<NumaNode> numa_;      // Empty: shards go anywhere.
   std::string device_why_ = "device.memory is 0";  // Why there is no device tier; empty: there is.

@@ -266,29 +266,17 @@ void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
   std::byte* at = entries.data();
   bool on_ssd = false;
   const Prefer prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
+  const Nanos pin = std::min<Nanos>(header.deadline_ms * kMillisecond, options_.max_pin);
   for (const BlockKey& key : chain_.keys) {
-    const MatchEntry entry = stack_->Lookup(session.name_space, key, header.min_class, prefer);
+    MatchEntry entry = stack_->Lookup(session.name_space, key, header.min_class, prefer);
+    if (header.has(kFlagPin) && entry.tier != Tier::kNone) {
+      const Status kept = stack_->Keep(session.name_space, key, header.min_class, prefer, pin);
+      if (!kept) entry = {Tier::kNone, MissReason::kBusy};
+    }
     EncodeMatchEntry(entry, at);
     at += kMatchEntryBytes;
     on_ssd = on_ssd || entry.tier == Tier::kSsd;
-    if (!header.has(kFlagHold) || entry.tier == Tier::kNone) continue;
-    if (session.hold_bytes + entry.record_bytes > options_.max_hold_bytes) continue;
-    // Reserved now, pinned when it is in RAM.
-    session.hold_bytes += entry.record_bytes;
-    const uint64_t session_id = session.id;
-    stack_->Fetch(session.name_space, key, {header.min_class, prefer, true},
-                  [this, session_id, bytes = entry.record_bytes](TierStack::Fetched fetched) {
-                    Session* live = Find(session_id);
-                    if (live == nullptr) return;
-                    if (!fetched.pin) {
-                      live->hold_bytes -= bytes;
-                      return;
-                    }
-                    const Nanos expires = clock_.Now() + options_.hold_time;
-                    live->hold_bytes += fetched.pin.record().size() - bytes;
-                    live->holds.push_back({expires, std::move(fetched.pin)});
-                    hold_expiries_.emplace(expires, session_id);
-                  });
+    if (header.has(kFlagHold) && entry.tier != Tier::kNone) Hold(session, header, key, entry.record_bytes);
   }
   FrameHeader reply;
   reply.op = Op::kMatched;
@@ -301,10 +289,30 @@ void Shard::Match(Session& session, const FrameHeader& header, ByteSpan meta) {
     SendAnswer(session, nullptr, {reply, {answer.begin(), answer.end()}, {}, nullptr});
   }
   // Who asks for the head of a chain asks for the rest soon.
-  if (on_ssd && !header.has(kFlagHold) && !header.has(kFlagNoPromote)) {
+  if (on_ssd && !header.has(kFlagHold) && !header.has(kFlagPin) && !header.has(kFlagNoPromote)) {
     stack_->ReadAhead(session.name_space, chain_.keys, header.min_class, prefer);
   }
   stats_.match.Add(clock_.Now() - began);
+}
+
+// Its room is reserved now, and it is pinned when it is in RAM.
+void Shard::Hold(Session& session, const FrameHeader& header, const BlockKey& key, uint64_t bytes) {
+  if (session.hold_bytes + bytes > options_.max_hold_bytes) return;
+  session.hold_bytes += bytes;
+  const Prefer prefer = header.has(kFlagPreferSmall) ? Prefer::kSmall : Prefer::kGood;
+  stack_->Fetch(session.name_space, key, {header.min_class, prefer, true},
+                [this, session_id = session.id, bytes](TierStack::Fetched fetched) {
+                  Session* live = Find(session_id);
+                  if (live == nullptr) return;
+                  if (!fetched.pin) {
+                    live->hold_bytes -= bytes;
+                    return;
+                  }
+                  const Nanos expires = clock_.Now() + options_.hold_time;
+                  live->hold_bytes += fetched.pin.record().size() - bytes;
+                  live->holds.push_back({expires, std::move(fetched.pin)});
+                  hold_expiries_.emplace(expires, session_id);
+                });
 }
 
 void Shard::Get(Session& session, const FrameHeader& header, ByteSpan meta) {

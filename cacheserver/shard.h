@@ -48,6 +48,7 @@ class Shard final : public FrameSink {
     uint64_t max_bytes_in_flight = 256u << 20;
     uint64_t max_hold_bytes = 256u << 20;
     Nanos hold_time = 2 * kSecond;
+    Nanos max_pin = 3600 * kSecond;
     Nanos default_deadline = 2 * kSecond;
     Nanos max_deadline = 60 * kSecond;
     Nanos token_life = 30 * kSecond;
@@ -131,6 +132,7 @@ class Shard final : public FrameSink {
 
   void Hello(Endpoint& from, const FrameHeader& header, ByteSpan meta);
   void Match(Session& session, const FrameHeader& header, ByteSpan meta);
+  void Hold(Session& session, const FrameHeader& header, const BlockKey& key, uint64_t bytes);
   void Get(Session& session, const FrameHeader& header, ByteSpan meta);
   void StartPut(Session& session, const FrameHeader& header, ByteSpan meta, Incoming& payload);
   void FinishPut(uint64_t put_id, Status received);

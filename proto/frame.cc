@@ -30,7 +30,7 @@ enum : size_t {
   kCrcAt = 52,
   kGenerationAt = 56,
 };
-constexpr uint16_t kKnownFlags = 63;
+constexpr uint16_t kKnownFlags = 127;
 
 uint32_t HeaderCrc(const std::byte* header) {
   const uint32_t before = Crc32c(ByteSpan(header, kCrcAt));

@@ -49,6 +49,7 @@ inline constexpr uint16_t kFlagNoTouch = 4;  // A look that must not change what
 inline constexpr uint16_t kFlagNoPromote = 8;  // Serve from SSD without keeping a host copy.
 inline constexpr uint16_t kFlagPreferSmall = 16;
 inline constexpr uint16_t kFlagHold = 32;  // MATCH: hold what is found for the limits' hold time.
+inline constexpr uint16_t kFlagPin = 64;  // MATCH: keep it in RAM until the deadline, or, that being 0, no longer.
 
 struct FrameHeader {
   Op op = Op::kReject;

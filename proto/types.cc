@@ -9,7 +9,7 @@ constexpr std::array<std::string_view, kQualityClasses> kClassNames = {"exact", 
                                                                        "balanced", "small"};
 constexpr std::array<std::string_view, kMissReasons> kReasonNames = {
     "none",    "never_seen", "evicted", "other_scope", "other_class", "cleared",
-    "corrupt", "breaker",    "deadline", "busy",       "unknown"};
+    "corrupt", "breaker",    "deadline", "busy",       "unknown",     "expired"};
 constexpr std::array<std::string_view, 4> kHintNames = {"unknown", "likely", "unlikely", "done"};
 constexpr std::array<std::string_view, kTiers> kTierNames = {"none", "device", "host", "ssd"};
 

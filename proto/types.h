@@ -26,8 +26,9 @@ enum class MissReason : uint8_t {
   kDeadline = 8,    // The answer did not come in time.
   kBusy = 9,        // The node refused: a queue or limit was full.
   kUnknown = 10,
+  kExpired = 11,  // It was here for as long as its name space keeps blocks.
 };
-inline constexpr int kMissReasons = 11;
+inline constexpr int kMissReasons = 12;
 
 // What the caller knows about the chain's future; unknown is the honest default.
 enum class ReuseHint : uint8_t { kUnknown = 0, kLikely = 1, kUnlikely = 2, kDone = 3 };

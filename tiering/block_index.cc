@@ -15,6 +15,16 @@ uint32_t Saturated(uint64_t bytes) {
   return static_cast<uint32_t>(std::min<uint64_t>(bytes, UINT32_MAX));
 }
 
+constexpr uint32_t kMinute = 60;
+constexpr uint32_t kYear2020 = 1'577'836'800;  // In Unix seconds.
+constexpr uint32_t kMaxMinutes = (1u << 24) - 1;
+
+// Rounded down: a block may count as a minute older than it is, never as younger.
+uint32_t ToMinutes(uint32_t seconds) {
+  return seconds < kYear2020 ? 0 : std::min((seconds - kYear2020) / kMinute, kMaxMinutes);
+}
+uint32_t ToSeconds(uint32_t minutes) { return minutes == 0 ? 0 : kYear2020 + minutes * kMinute; }
+
 }  // namespace
 
 SsdEntry Block::Entry() const {
@@ -28,6 +38,7 @@ SsdEntry Block::Entry() const {
   entry.record_bytes = record_bytes;
   entry.raw_bytes = raw_bytes;
   entry.generation = generation;
+  entry.stored = stored;
   entry.quality = quality;
   entry.where = ssd;
   return entry;
@@ -72,9 +83,11 @@ BlockIndex::Found BlockIndex::View(uint32_t at) const {
   if (slot.state == static_cast<uint64_t>(State::kBlock)) {
     found.block = slot.block;
     found.record_bytes = slot.block->record_bytes;
+    found.stored = slot.block->stored;
     found.ssd = slot.block->ssd;
   } else {
     found.record_bytes = slot.ssd_bytes;
+    found.stored = ToSeconds(slot.cold.stored);
     found.ssd = slot.ssd;
   }
   return found;
@@ -105,6 +118,7 @@ SsdEntry BlockIndex::Entry(const Found& found) const {
   entry.record_bytes = slot.ssd_bytes;
   entry.raw_bytes = slot.cold.raw_bytes;
   entry.generation = slot.generation;
+  entry.stored = ToSeconds(slot.cold.stored);
   entry.quality = static_cast<QualityClass>(slot.quality);
   entry.where = slot.ssd;
   return entry;
@@ -183,6 +197,7 @@ Block* BlockIndex::Attach(uint32_t at, const SsdEntry& entry) {
   block->anchor = entry.anchor;
   block->scope = entry.scope;
   block->generation = entry.generation;
+  block->stored = entry.stored;
   block->raw_bytes = entry.raw_bytes;
   block->ssd = entry.where;
   block->name_space = entry.name_space;
@@ -211,7 +226,7 @@ void BlockIndex::InsertCold(const SsdEntry& entry) {
   TIERCEL_CHECK(entry.where);
   Slot& slot = slots_[NewRecord(entry)];
   slot.state = static_cast<uint64_t>(State::kCold);
-  slot.cold = {Saturated(entry.raw_bytes), 0};
+  slot.cold = {Saturated(entry.raw_bytes), 0, ToMinutes(entry.stored) & kMaxMinutes};
   slot.ssd = entry.where;
   slot.ssd_bytes = entry.record_bytes;
   record_bytes_ += slot.ssd_bytes;
@@ -236,7 +251,7 @@ void BlockIndex::Cool(Block* block) {
   Slot& slot = slots_[block->slot];
   record_bytes_ += block->ssd_bytes - uint64_t{block->record_bytes};
   slot.state = static_cast<uint64_t>(State::kCold);
-  slot.cold = {Saturated(block->raw_bytes), block->hits};
+  slot.cold = {Saturated(block->raw_bytes), std::min(block->hits, 255u) & 255u, ToMinutes(block->stored) & kMaxMinutes};
   raw_bytes_ += slot.cold.raw_bytes - block->raw_bytes;
   slot.ssd = block->ssd;
   slot.ssd_bytes = block->ssd_bytes;

@@ -23,6 +23,7 @@
 #ifndef TIERCEL_TIERING_BLOCK_INDEX_H_
 #define TIERCEL_TIERING_BLOCK_INDEX_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -57,7 +58,8 @@ struct Block {
   uint32_t pins = 0;          // Fetchers, and the writer while it reads the record.
   uint32_t resident_children =
       0;               // Records of its run in RAM whose parent it is; kept by the index.
-  uint32_t hits = 0;   // Kept on SSD, too.
+  uint32_t hits = 0;   // Kept on SSD, too, up to 255.
+  uint32_t stored = 0;  // SsdEntry::stored.
   uint32_t slot = 0;   // The index's own; 0: no longer in it.
   uint64_t stamp = 0;  // Of the last use, in the policy's own count.
   uint32_t used = 0;   // When that was, in the policy's ticks; the next four are the policy's, too.
@@ -97,6 +99,7 @@ class BlockIndex {
     uint32_t name_space = 0;
     uint32_t record_bytes = 0;
     QualityClass quality = QualityClass::kExact;
+    uint32_t stored = 0;  // SsdEntry::stored; of one on SSD alone up to a minute earlier.
     SsdLocation ssd;
     explicit operator bool() const { return slot != 0; }
   };
@@ -106,6 +109,15 @@ class BlockIndex {
   // Before many Finds: their waits for memory overlap.
   void Prefetch(std::span<const BlockKey> keys) const;
   SsdEntry Entry(const Found& found) const;
+  // Calls fn with each record among the next `many` slots; returns where to go on, 0 at the end.
+  template <class Fn>
+  uint32_t VisitFrom(uint32_t from, uint32_t many, Fn&& fn) const {
+    uint32_t at = std::max(from, 1u);
+    for (; at < slots_.end() && many > 0; ++at, --many) {
+      if (slots_[at].has_record()) fn(View(at));
+    }
+    return at < slots_.end() ? at : 0;
+  }
   uint32_t Hits(const Found& found) const;
 
   Block* Insert(const SsdEntry& entry);
@@ -163,7 +175,8 @@ class BlockIndex {
     uint32_t run;
     struct Cold {
       uint32_t raw_bytes;
-      uint32_t hits;
+      uint32_t hits : 8;
+      uint32_t stored : 24;  // In minutes since 2020; 0: not known.
     };
     union {
       Cold cold;

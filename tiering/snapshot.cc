@@ -74,6 +74,7 @@ void SnapshotWriter::Add(const SnapshotRecord& record) {
   StoreLe<uint64_t>(p + 152, record.host.offset);
   StoreLe<uint32_t>(p + 160, record.host ? record.host.slab : kNoSlab);
   p[164] = static_cast<std::byte>(entry.quality);
+  StoreLe<uint32_t>(p + 168, entry.stored);
 }
 
 void SnapshotWriter::Finish() {
@@ -135,6 +136,7 @@ Result<SnapshotRecord> SnapshotReader::Next() {
   entry.chain_index = Get<uint32_t>(p + 116);
   entry.record_bytes = Get<uint32_t>(p + 120);
   record.hits = Get<uint32_t>(p + 124);
+  entry.stored = Get<uint32_t>(p + 168);
   entry.raw_bytes = Get<uint64_t>(p + 128);
   entry.generation = Get<uint64_t>(p + 136);
   entry.where = {Get<uint32_t>(p + 144), Get<uint32_t>(p + 148)};

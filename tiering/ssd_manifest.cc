@@ -22,7 +22,7 @@ uint32_t LoadBe32(std::string_view bytes, size_t at) {
 
 // Header: magic u32 | version u32 | segment u32 | n u32 | crc32c of the entries u32 | zero 12.
 // Entry: key 32 | parent 32 | anchor 32 | scope 16 | generation u64 | raw_bytes u64 | name_space
-// u32 | chain_index u32 | record_bytes u32 | slot u32 | quality u8 | zero 15.
+// u32 | chain_index u32 | record_bytes u32 | slot u32 | quality u8 | zero 3 | stored u32 | zero 8.
 std::string EncodeManifest(uint32_t segment, const std::vector<SsdEntry>& entries) {
   std::string out(kManifestHeaderBytes + entries.size() * kManifestEntryBytes, '\0');
   auto* base = reinterpret_cast<std::byte*>(out.data());
@@ -39,6 +39,7 @@ std::string EncodeManifest(uint32_t segment, const std::vector<SsdEntry>& entrie
     StoreLe<uint32_t>(p + 136, entry.record_bytes);
     StoreLe<uint32_t>(p + 140, entry.where.slot);
     StoreLe<uint8_t>(p + 144, static_cast<uint8_t>(entry.quality));
+    StoreLe<uint32_t>(p + 148, entry.stored);
     p += kManifestEntryBytes;
   }
   StoreLe<uint32_t>(base, kManifestMagic);
@@ -83,6 +84,7 @@ Result<std::vector<SsdEntry>> DecodeManifest(std::string_view bytes, uint32_t ex
     const auto quality = LoadLe<uint8_t>(p + 144);
     if (quality >= kQualityClasses) return bad(fmt::format("an entry has class {}", quality));
     entry.quality = static_cast<QualityClass>(quality);
+    entry.stored = LoadLe<uint32_t>(p + 148);
     p += kManifestEntryBytes;
   }
   return entries;

@@ -65,6 +65,7 @@ struct SsdEntry {
   uint32_t record_bytes = 0;
   uint64_t raw_bytes = 0;
   uint64_t generation = 0;
+  uint32_t stored = 0;  // When it was put, in Unix seconds; 0: not known.
   QualityClass quality = QualityClass::kExact;
   // Not kept: what the store may write instead of the record, at worst (Options::recode).
   QualityClass demote_to = QualityClass::kExact;

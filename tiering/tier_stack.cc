@@ -129,13 +129,19 @@ BlockIndex::Found TierStack::Select(uint32_t name_space, const BlockKey& key,
   BlockIndex::Found lossy = index_.Find(key, /*lossy=*/true);
   if (exact && exact.name_space != name_space) exact = {};
   if (lossy && lossy.name_space != name_space) lossy = {};
+  bool expired = false;
+  for (BlockIndex::Found* found : {&exact, &lossy}) {
+    if (!*found || !Expired(*found)) continue;
+    *found = {};
+    expired = true;
+  }
   if (lossy && lossy.quality > min_class) {
     if (!exact) *reason = MissReason::kOtherClass;
     lossy = {};
     if (!exact) return {};
   }
   if (!exact && !lossy) {
-    *reason = index_.WhyAbsent(key);
+    *reason = expired ? MissReason::kExpired : index_.WhyAbsent(key);
     if (*reason == MissReason::kNeverSeen && options_.explain_absent) {
       const MissReason better = options_.explain_absent(name_space, key);
       if (better != MissReason::kNone) *reason = better;
@@ -351,6 +357,10 @@ Result<Reservation> TierStack::Reserve(const PutInfo& info, uint64_t record_byte
     if (present.name_space != info.name_space) {
       return Fail(Code::kPermissionDenied, "this key belongs to another name space");
     }
+    if (Expired(present)) {
+      Forget(present, MissReason::kExpired);
+      continue;
+    }
     if (present.quality <= info.quality) {
       ++stats_.put_duplicates;
       return Fail(Code::kAlreadyExists, "an equal or better record is here");
@@ -396,6 +406,10 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
     if (present.name_space != entry.name_space) {
       return Fail(Code::kPermissionDenied, "this key belongs to another name space");
     }
+    if (Expired(present)) {
+      Forget(present, MissReason::kExpired);
+      continue;
+    }
     if (present.quality <= entry.quality) {
       ++stats_.put_duplicates;
       return Fail(Code::kAlreadyExists, "an equal or better record is here");
@@ -404,6 +418,7 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   if (const auto worse = index_.Find(entry.key, lossy)) Forget(worse, MissReason::kNone);
   entry.raw_bytes = raw_bytes;
   entry.generation = next_generation_++;
+  entry.stored = clock_.UnixSeconds();
   Block* block = index_.Insert(entry);
   block->host = reservation.extent_;
   reservation.stack_ = nullptr;
@@ -459,7 +474,9 @@ void TierStack::DropHostCopy(Block* block) {
 }
 
 void TierStack::Forget(Block* block, MissReason why) {
+  LetGo(block);
   LeaveRam(block);
+  if (why == MissReason::kExpired) ++stats_.expired;
   if (why != MissReason::kNone) index_.Remember(block->key, why);
   if (block->device && !block->reading) LeaveDevice(block);
   std::unique_ptr<Block> gone = index_.Remove(block);
@@ -473,6 +490,7 @@ void TierStack::Forget(Block* block, MissReason why) {
 
 void TierStack::Forget(const BlockIndex::Found& found, MissReason why) {
   if (found.block != nullptr) return Forget(found.block, why);
+  if (why == MissReason::kExpired) ++stats_.expired;
   if (why != MissReason::kNone) index_.Remember(index_.Entry(found).key, why);
   (void)index_.Remove(found);
 }
@@ -504,6 +522,8 @@ size_t TierStack::Poll() {
   size_t happened = ssd_ == nullptr ? 0 : ssd_->Poll();
   if (device_ != nullptr) happened += device_->Poll();
   ExpireFetches();
+  EndKeeps();
+  ForgetExpired();
   StartReadsAhead();
   return happened;
 }
@@ -520,10 +540,12 @@ void TierStack::Flush(DurableDone done) {
 void TierStack::Shutdown(Nanos timeout) {
   ahead_.clear();
   if (device_ != nullptr) device_->Shutdown();
-  if (ssd_ == nullptr) return;
-  ssd_->Shutdown(timeout);
-  ssd_.reset();
-  TIERCEL_CHECK(reading_.empty());
+  if (ssd_ != nullptr) {
+    ssd_->Shutdown(timeout);
+    ssd_.reset();
+    TIERCEL_CHECK(reading_.empty());
+  }
+  while (!kept_.empty()) LetGo(kept_.begin()->first);
 }
 
 TierStack::Stats TierStack::stats() const {
@@ -532,6 +554,8 @@ TierStack::Stats TierStack::stats() const {
   stats.host_bytes = arena_->used_bytes();
   stats.host_capacity = arena_->capacity_bytes();
   stats.pinned = pins_;
+  stats.kept = kept_.size();
+  for (const auto& [name_space, bytes] : kept_of_) stats.kept_bytes += bytes;
   stats.index = index_.memory();
   stats.record_bytes = index_.record_bytes();
   stats.raw_bytes = index_.raw_bytes();

@@ -4,7 +4,7 @@
 //   Reserve --> fill --> (caller verifies) --> Publish --> in RAM --> written behind to SSD
 //   Lookup: what is here, nothing changes      Fetch: a Pin, from RAM now or from SSD at a later
 //   Poll Touch: this chain was used, deepest first  (no room) --> the coldest unpinned block makes
-//   it
+//   it                                              Keep: it stays in RAM for a while
 //
 // A key holds at most one exact and one lossy record. A better class is always admitted, an equal
 // or worse one of the same kind is told kAlreadyExists.
@@ -21,6 +21,9 @@
 // that was used longer ago than its own coldest block, or when it has nothing of its own that can
 // go, or when it has less than its reserve. None is taken that its owner needs for its own reserve,
 // and none by a name space that is at its limit.
+//
+// A name space may say how long its blocks are served after they were put (Options::time_to_live). What is
+// older is a miss, and its memory is taken back within minutes; on SSD its bytes go with their segment.
 //
 // Invariants
 //   A block is visible only between Publish and its eviction; its bytes never change while it is.
@@ -139,6 +142,11 @@ class TierStack {
     std::function<QualityClass(uint32_t name_space)> demote_to;
     // False: to SSD goes only what is used a second time, whatever the budget.
     bool admit_all = true;
+    // In seconds since a block was put, after which it is not served; 0: for ever. Empty: for ever. To
+    // the second in RAM, up to a minute early from SSD.
+    std::function<uint32_t(uint32_t name_space)> time_to_live;
+    // Bytes that Keep may hold for a name space; empty: an eighth of RAM.
+    std::function<uint64_t(uint32_t name_space)> keep_limit;
     uint32_t max_read_ahead = 16;  // Reads from SSD at once that nobody waits for; 0: none.
   };
 
@@ -192,6 +200,13 @@ class TierStack {
   // block has, or a block that is none of the policy's hottest. What was read so and not used is at
   // most an eighth of RAM, what waits at most 256 blocks; beyond that nothing is read ahead.
   void ReadAhead(uint32_t name_space, std::span<const BlockKey> keys, QualityClass min_class, Prefer prefer);
+
+  // The record that a Fetch would serve stays in RAM for so long, whoever comes or goes, until another name
+  // space wants its reserve back; 0: no longer than others. One that is on SSD alone is read first, and
+  // kept if that goes well. A later end counts, an earlier one does not.
+  // Errors: kNotFound: there is none; kResourceExhausted: all that its name space may keep is kept.
+  Status Keep(uint32_t name_space, const BlockKey& key, QualityClass min_class, Prefer prefer,
+              Nanos how_long);
 
   // A RAM hit or a miss runs done before Fetch returns; an SSD hit from a later Poll. Two fetches
   // of one block share one read. Counts the hit or miss.
@@ -278,6 +293,10 @@ class TierStack {
     uint64_t read_ahead_used = 0;
     uint64_t read_ahead_wasted = 0;
     uint64_t read_ahead_refused = 0;
+    uint64_t kept = 0;  // Blocks that Keep holds in RAM now,
+    uint64_t kept_bytes = 0;
+    uint64_t kept_refused = 0;
+    uint64_t expired = 0;  // Forgotten because of their name space's time to live.
     uint64_t corrupt = 0;
     uint64_t adopted_verified = 0;  // Blocks of the process before this one, when first served.
     BlockIndex::Memory index;
@@ -320,6 +339,11 @@ class TierStack {
   BlockIndex::Found Select(uint32_t name_space, const BlockKey& key, QualityClass min_class,
                            Prefer prefer, MissReason* reason) const;
   Block* InRam(uint32_t name_space, const BlockKey& key) const;
+  bool Expired(const BlockIndex::Found& found) const;
+  void ForgetExpired();
+  void LetGo(Block* block);
+  bool LetGoForReserve(uint32_t name_space);
+  void EndKeeps();
   Result<Extent> AllocateEvicting(uint64_t bytes, uint32_t name_space);
   bool EvictFor(uint64_t bytes, uint32_t name_space);
   bool MakeHole(uint32_t name_space, uint64_t bytes);
@@ -381,6 +405,15 @@ class TierStack {
   uint32_t reading_ahead_ = 0;  // Under way.
   uint64_t ahead_bytes_ = 0;    // Read ahead, or on the way, and not used.
   uint64_t pins_ = 0;
+  struct Kept {
+    Pin pin;
+    Nanos until;
+  };
+  std::unordered_map<Block*, Kept> kept_;
+  std::map<uint32_t, uint64_t> kept_of_;  // Bytes by name space, those on their way included.
+  Nanos next_kept_end_ = INT64_MAX;       // May be too early.
+  uint32_t sweep_at_ = 0;                 // Where in the index ForgetExpired goes on,
+  Nanos next_sweep_ = 0;                  // and when.
   Stats stats_;
 };
 

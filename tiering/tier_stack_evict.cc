@@ -42,7 +42,8 @@ bool TierStack::EvictFor(uint64_t bytes, uint32_t name_space) {
     return hole >= bytes;
   };
   if (options_.host_quota && arena_->slab_bytes_of(name_space) < QuotaOf(name_space).reserve &&
-      TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/false)) {
+      (TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/false) ||
+       (LetGoForReserve(name_space) && TakeSlab(name_space, UINT64_MAX, /*own_adopted=*/false)))) {
     return true;
   }
   Block* victim = policy_->Victim(name_space, fits);

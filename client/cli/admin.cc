@@ -26,7 +26,7 @@ struct Totals {
   uint64_t index = 0, device = 0, device_capacity = 0;
   uint64_t blocks = 0, host = 0, host_capacity = 0, ssd = 0, ssd_capacity = 0, hits = 0, misses = 0,
            puts = 0, put_bytes = 0, get_bytes = 0, evicted = 0, corrupt = 0, pinned = 0,
-           in_flight = 0, raw = 0, durable = 0;
+           in_flight = 0, raw = 0, durable = 0, kept = 0, kept_bytes = 0, expired = 0;
   std::map<std::string, uint64_t> reasons;
 };
 
@@ -52,6 +52,9 @@ Totals Sum(const v1::StatResponse& stat) {
     totals.in_flight += shard.in_flight();
     totals.raw += shard.raw_bytes();
     totals.durable += shard.durable_blocks();
+    totals.kept += shard.kept_blocks();
+    totals.kept_bytes += shard.kept_bytes();
+    totals.expired += shard.expired();
     for (const auto& [reason, count] : shard.miss_reasons()) totals.reasons[reason] += count;
   }
   return totals;
@@ -77,6 +80,10 @@ void Print(const v1::StatResponse& stat, const Totals& totals) {
              totals.durable, stat.ssd_state().empty() ? "" : ", " + stat.ssd_state());
   fmt::print("blocks     {}, {} raw; {} pinned, {} evicted so far, {} corrupt\n", totals.blocks,
              FormatBytes(totals.raw), totals.pinned, totals.evicted, totals.corrupt);
+  if (totals.kept > 0 || totals.expired > 0) {
+    fmt::print("kept       {} blocks pinned by clients, {}; {} expired so far\n", totals.kept,
+               FormatBytes(totals.kept_bytes), totals.expired);
+  }
   fmt::print("index      {}, {} bytes a block\n", FormatBytes(totals.index),
              totals.blocks == 0 ? 0 : totals.index / totals.blocks);
   fmt::print("sessions   {}, {} requests in flight\n", stat.sessions(), totals.in_flight);

@@ -127,9 +127,11 @@ Result<int> GetFile(const Common& common, const std::string& key, const std::str
   return 0;
 }
 
-Result<int> MatchKeys(const Common& common, const std::vector<std::string>& keys) {
+// pin: what is found is kept for so long as well, or not any longer.
+Result<int> MatchKeys(const Common& common, const std::vector<std::string>& keys, std::optional<Nanos> pin = {}) {
   TIERCEL_ASSIGN(auto client, Connect(common));
   TIERCEL_ASSIGN(RequestOptions options, Options(common));
+  options.pin = pin;
   options.no_touch = true;
   bool all = true;
   nlohmann::json rows = nlohmann::json::array();
@@ -281,6 +283,7 @@ void AddDataCommands(CLI::App& app, Common& common, Commands& commands) {
   struct Names {
     std::string key, file;
     std::vector<std::string> keys;
+    std::string time = "1h";
     bool durable = false;
   };
   auto put_names = std::make_shared<Names>();
@@ -304,6 +307,20 @@ void AddDataCommands(CLI::App& app, Common& common, Commands& commands) {
   match->add_option("KEY", match_names->keys)->required();
   commands.emplace_back(match,
                         [&common, match_names] { return MatchKeys(common, match_names->keys); });
+
+  auto pin_names = std::make_shared<Names>();
+  CLI::App* pin = app.add_subcommand("pin", "keep what is stored under these keys in RAM for a while");
+  pin->add_option("KEY", pin_names->keys)->required();
+  pin->add_option("--for", pin_names->time, "how long, at most the node's limits.pin: 90s, 10m, 1h")->capture_default_str();
+  commands.emplace_back(pin, [&common, pin_names]() -> Result<int> {
+    const Result<Nanos> time = ParseDuration(pin_names->time);
+    if (!time) return Fail(Code::kInvalidArgument, "--for: " + time.error().message);
+    return MatchKeys(common, pin_names->keys, *time);
+  });
+  auto unpin_names = std::make_shared<Names>();
+  CLI::App* unpin = app.add_subcommand("unpin", "let it go as the rest does");
+  unpin->add_option("KEY", unpin_names->keys)->required();
+  commands.emplace_back(unpin, [&common, unpin_names] { return MatchKeys(common, unpin_names->keys, 0); });
 
   auto inspect_names = std::make_shared<Names>();
   CLI::App* inspect = app.add_subcommand("inspect", "show a record: of a file, or of a key");

@@ -80,6 +80,9 @@ struct RequestOptions {
   // Match: keep what was found for the server's limits.hold, so that the get that follows finds it.
   // A hold that ran out costs a miss.
   bool hold = false;
+  // Match: keep in RAM what was found, for so long (at most the node's limits.pin) and whatever becomes of
+  // this client; zero: no longer. What is beyond the name space's pin_limit is a miss, kBusy.
+  std::optional<Nanos> pin;
   bool want_durable = false;  // Put: complete only when the block is on SSD (or never will be).
   std::array<std::byte, 25> traceparent{};
 };

@@ -147,13 +147,15 @@ FrameHeader Engine::HeaderOf(const Wire& wire, Call::Kind kind) const {
   if (prefer == Prefer::kSmall) header.flags |= kFlagPreferSmall;
   if (kind == Call::Kind::kGet && call.options.no_promote) header.flags |= kFlagNoPromote;
   if (kind == Call::Kind::kMatch && call.options.hold) header.flags |= kFlagHold;
+  const bool pins = kind == Call::Kind::kMatch && call.options.pin;
+  if (pins) header.flags |= kFlagPin;
   if (kind == Call::Kind::kPut && call.options.want_durable) header.flags |= kFlagWantDurable;
   header.req_id = wire.id;
   header.count = wire.count;
   header.min_class = call.options.min_class;
   header.quality = wire.put_quality;
   header.reuse_hint = call.options.reuse_hint;
-  const Nanos left = std::max<Nanos>(call.deadline - now_, kMillisecond);
+  const Nanos left = pins ? std::max<Nanos>(*call.options.pin, 0) : std::max<Nanos>(call.deadline - now_, kMillisecond);
   header.deadline_ms =
       static_cast<uint32_t>(std::min<Nanos>((left + kMillisecond - 1) / kMillisecond, UINT32_MAX));
   return header;

@@ -18,6 +18,7 @@ constexpr uint32_t kSpace = 9;
 class ManualClock final : public Clock {
  public:
   Nanos Now() const override { return now; }
+  uint32_t UnixSeconds() const override { return 1'800'000'000 + static_cast<uint32_t>(now / kSecond); }
   Nanos now = kSecond;
 };
 
@@ -106,12 +107,13 @@ class ShardTest : public ::testing::Test {
     return endpoints_.back().get();
   }
   void Send(Op op, ByteSpan meta, ByteSpan payload, uint64_t req_id, uint16_t flags = 0,
-            QualityClass min_class = QualityClass::kExact) {
+            QualityClass min_class = QualityClass::kExact, uint32_t deadline_ms = 0) {
     FrameHeader header;
     header.op = op;
     header.req_id = req_id;
     header.flags = flags;
     header.min_class = min_class;
+    header.deadline_ms = deadline_ms;
     EXPECT_TRUE(endpoints_.back()->Send(header, meta, payload, nullptr));
   }
   void Run() {
@@ -345,6 +347,43 @@ TEST_F(ShardTest, AHoldEndsAfterItsTime) {
   clock_.now += 3 * kSecond;
   Run();
   EXPECT_EQ(shard_->stats().tiers.pinned, 0u);
+}
+
+TEST_F(ShardTest, APinOutlivesItsSessionAndEndsAtItsTime) {
+  Open(1);
+  Next();
+  Put(1);
+  Send(Op::kMatch, Meta(1, 2), {}, 5, kFlagPin, QualityClass::kExact, /*deadline_ms=*/60'000);
+  Run();
+  const auto answer = Next();
+  ASSERT_EQ(answer.header.op, Op::kMatched);
+  EXPECT_EQ(DecodeMatchEntry(ByteSpan(answer.meta).first(kMatchEntryBytes))->tier, Tier::kHost);
+  EXPECT_EQ(DecodeMatchEntry(ByteSpan(answer.meta).subspan(kMatchEntryBytes))->reason, MissReason::kNeverSeen);
+  shard_->EndSession(1);
+  Run();
+  EXPECT_EQ(shard_->stats().tiers.kept, 1u);
+  clock_.now += 61 * kSecond;
+  Run();
+  EXPECT_EQ(shard_->stats().tiers.kept, 0u);
+}
+
+TEST_F(ShardTest, APinLastsNoLongerThanTheNodeAllowsAndZeroEndsIt) {
+  Shard::Options options;
+  options.max_pin = 10 * kSecond;
+  Make(options);
+  Open(1);
+  Next();
+  Put(1);
+  Send(Op::kMatch, Meta(1, 1), {}, 5, kFlagPin, QualityClass::kExact, 60'000);
+  Run();
+  EXPECT_EQ(shard_->stats().tiers.kept, 1u);
+  clock_.now += 11 * kSecond;
+  Run();
+  EXPECT_EQ(shard_->stats().tiers.kept, 0u);
+  Send(Op::kMatch, Meta(1, 1), {}, 6, kFlagPin, QualityClass::kExact, 5'000);
+  Send(Op::kMatch, Meta(1, 1), {}, 7, kFlagPin, QualityClass::kExact, 0);
+  Run();
+  EXPECT_EQ(shard_->stats().tiers.kept, 0u);
 }
 
 TEST_F(ShardTest, TooManyKeysAtOnceAreAnsweredBusy) {

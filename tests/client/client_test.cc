@@ -172,6 +172,10 @@ TEST_F(ClientTest, WhatIsAskedOfTheNodeTravelsInTheFlags) {
   client_->Match(chain, options);
   EXPECT_EQ(node("a").last_flags.load(), kFlagHold | kFlagNoTouch);
   options = {};
+  options.pin = 5 * kSecond;
+  client_->Match(chain, options);
+  EXPECT_EQ(node("a").last_flags.load(), kFlagPin);
+  options = {};
   options.no_promote = true;
   options.prefer = Prefer::kSmall;
   GetAll(chain, options);

@@ -117,7 +117,7 @@ TEST(FrameHeaderTest, SaysWhichFieldIsWrong) {
   EXPECT_THAT(Forged(7, 0x80).error().message, HasSubstr("flags"));
   EXPECT_THAT(Forged(24, 65).error().message, HasSubstr("count is 65"));
   EXPECT_THAT(Forged(39, 1).error().message, HasSubstr("payload_bytes"));
-  EXPECT_THAT(Forged(41, 11).error().message, HasSubstr("reason is 11"));
+  EXPECT_THAT(Forged(41, 12).error().message, HasSubstr("reason is 12"));
   EXPECT_THAT(Forged(43, 5).error().message, HasSubstr("min_class is 5"));
   EXPECT_THAT(Forged(48, 4).error().message, HasSubstr("reuse_hint is 4"));
   EXPECT_THAT(Forged(49, 4).error().message, HasSubstr("tier is 4"));

@@ -175,6 +175,10 @@ void SimClient::SendMatch() {
   header.count = ask.n;
   ask.min_class = header.min_class = QualityClass::kSmall;
   if (random_.Below(3) == 0) header.flags |= kFlagHold;
+  if (random_.Below(5) == 0) {
+    header.flags |= kFlagPin;
+    header.deadline_ms = static_cast<uint32_t>(random_.Below(3000));
+  }
   Send(Op::kMatch, ask, header, EncodeChainMeta(world_.Meta(space_, ask.chain, ask.first, ask.n)), {});
 }
 

@@ -101,6 +101,10 @@ RequestOptions OptionsOf(const Ask& ask) {
   options.no_touch = ask.no_touch;
   options.want_durable = ask.durable;
   options.hold = ask.hold;
+  if (ask.pin_s) {
+    if (!(*ask.pin_s >= 0) || *ask.pin_s > 1e7) throw nb::value_error("seconds must be 0 or more, and at most 1e7");
+    options.pin = static_cast<Nanos>(*ask.pin_s * 1e9);
+  }
   for (const ReuseHint hint :
        {ReuseHint::kUnknown, ReuseHint::kLikely, ReuseHint::kUnlikely, ReuseHint::kDone}) {
     if (Name(hint) == ask.reuse) {

@@ -93,6 +93,7 @@ struct Ask {
   bool hold = false;
   std::string put_class = "exact";
   std::string codec = "auto";
+  std::optional<double> pin_s = std::nullopt;  // 0: no longer.
 };
 RequestOptions OptionsOf(const Ask& ask);
 

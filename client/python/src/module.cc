@@ -37,12 +37,13 @@ TransportKind ParseTransport(const std::string& name) {
 }
 
 std::unique_ptr<Keep> MatchKeep(const Chain& chain, double deadline_s, bool hold = false,
-                                const std::string& min_class = "exact") {
+                                const std::string& min_class = "exact", std::optional<double> pin_s = {}) {
   auto keep = std::make_unique<Keep>();
   keep->chains.push_back(chain);
   Ask ask;
   ask.deadline_s = deadline_s;
   ask.hold = hold;
+  ask.pin_s = pin_s;
   ask.min_class = min_class;
   keep->options = OptionsOf(ask);
   return keep;
@@ -237,18 +238,20 @@ NB_MODULE(_core, m) {
       .def_prop_ro("closed", &CoreClient::closed)
       .def(
           "match",
-          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold, const std::string& min_class) {
-            return FinishedOf(self.Run(Kind::kMatch, MatchKeep(chain, deadline_s, hold, min_class)));
+          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold, const std::string& min_class,
+             std::optional<double> pin_s) {
+            return FinishedOf(self.Run(Kind::kMatch, MatchKeep(chain, deadline_s, hold, min_class, pin_s)));
           },
           nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false,
-          nb::arg("min_class") = "exact")
+          nb::arg("min_class") = "exact", nb::arg("pin_s") = nb::none())
       .def(
           "submit_match",
-          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold, const std::string& min_class) {
-            return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s, hold, min_class));
+          [](CoreClient& self, const Chain& chain, double deadline_s, bool hold, const std::string& min_class,
+             std::optional<double> pin_s) {
+            return self.Submit(Kind::kMatch, MatchKeep(chain, deadline_s, hold, min_class, pin_s));
           },
           nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"), nb::arg("hold") = false,
-          nb::arg("min_class") = "exact")
+          nb::arg("min_class") = "exact", nb::arg("pin_s") = nb::none())
       .def("get_value", &GetValue, nb::arg("chain"), nb::kw_only(), nb::arg("deadline_s"),
            nb::sig("def get_value(self, chain: Chain, *, deadline_s: float) -> "
                    "tuple[BlockResult, bytes | None]"))

@@ -83,6 +83,18 @@ class AsyncClient:
         ticket = client.submit_match_prefix(chain, deadline_s, hold, min_class)
         return (await self._submitted(ticket, len(chain))).prefix
 
+    async def pin_prefix(
+        self, chain: Chain, seconds: float, deadline_s: float | None = None, min_class: str = "exact"
+    ) -> int:
+        client = self._open()
+        if len(chain) == 0:
+            return 0
+        ticket = client.submit_pin_prefix(chain, seconds, deadline_s, min_class)
+        return (await self._submitted(ticket, len(chain))).prefix
+
+    async def unpin_prefix(self, chain: Chain, deadline_s: float | None = None, min_class: str = "exact") -> int:
+        return await self.pin_prefix(chain, 0.0, deadline_s, min_class)
+
     async def lookup(
         self, chain: Chain, deadline_s: float | None = None, min_class: str = "exact"
     ) -> list[BlockResult]:

@@ -105,6 +105,20 @@ class Client:
             return 0
         return self._core.match(chain, deadline_s=self._deadline(deadline_s), hold=hold, min_class=min_class).prefix
 
+    def pin_prefix(
+        self, chain: Chain, seconds: float, deadline_s: float | None = None, min_class: str = "exact"
+    ) -> int:
+        """As match_prefix, and those blocks stay in RAM for so long, whatever becomes of this client, until
+        unpin_prefix. At most the node's limits.pin, and the namespace's pin_limit in bytes: the first block
+        that is not kept ends the count."""
+        if len(chain) == 0:
+            return 0
+        return self._core.match(chain, deadline_s=self._deadline(deadline_s), min_class=min_class, pin_s=seconds).prefix
+
+    def unpin_prefix(self, chain: Chain, deadline_s: float | None = None, min_class: str = "exact") -> int:
+        """They may go as others do."""
+        return self.pin_prefix(chain, 0.0, deadline_s, min_class)
+
     def lookup(
         self, chain: Chain, deadline_s: float | None = None, min_class: str = "exact"
     ) -> list[BlockResult]:
@@ -270,6 +284,11 @@ class Client:
         return self._core.submit_match(chain, deadline_s=self._deadline(deadline_s), hold=hold, min_class=min_class)
 
     submit_lookup = submit_match_prefix
+
+    def submit_pin_prefix(
+        self, chain: Chain, seconds: float, deadline_s: float | None = None, min_class: str = "exact"
+    ) -> int:
+        return self._core.submit_match(chain, deadline_s=self._deadline(deadline_s), min_class=min_class, pin_s=seconds)
 
     def submit_get_blocks(
         self,

@@ -93,6 +93,12 @@ class MemoryBackend:
             prefix += 1
         return prefix
 
+    def pin_prefix(self, chain: Chain, seconds: float, deadline_s: float | None = None) -> int:
+        return self.match_prefix(chain)
+
+    def unpin_prefix(self, chain: Chain, deadline_s: float | None = None) -> int:
+        return self.match_prefix(chain)
+
     def put_blocks(
         self,
         chain: Chain,
