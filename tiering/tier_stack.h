@@ -2,9 +2,9 @@
 // forgotten next. The only class that knows more than one tier.
 //
 //   Reserve --> fill --> (caller verifies) --> Publish --> in RAM --> written behind to SSD
-//   Lookup: what is here, nothing changes      Fetch: a Pin, from RAM now or from SSD at a later
-//   Poll Touch: this chain was used, deepest first  (no room) --> the coldest unpinned block makes
-//   it                                              Keep: it stays in RAM for a while
+//   Lookup: what is here; nothing changes    Fetch: a Pin, from RAM at once or from SSD at a later Poll
+//   Touch: this chain was used               Keep: it stays in RAM for a while
+//   (no room) --> the coldest unpinned block makes it, of a chain the deepest
 //
 // A key holds at most one exact and one lossy record. A better class is always admitted, an equal
 // or worse one of the same kind is told kAlreadyExists.
