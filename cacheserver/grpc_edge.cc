@@ -258,7 +258,9 @@ class DataService final : public v1::Tiercel::CallbackService {
       const Shard::Stats& s = node.shards[i];
       if (s.has_ssd) response->set_ssd_state(s.ssd_why.empty() ? "ok" : s.ssd_why);
       if (!s.tiers.device_why.empty()) response->set_device_state("off: " + s.tiers.device_why);
-      FillShard(s, static_cast<uint32_t>(i), response->add_shards());
+      v1::ShardStat* shard = response->add_shards();
+      FillShard(s, static_cast<uint32_t>(i), shard);
+      if (s.has_ssd) shard->set_ssd_capacity(node_.config().ssd_capacity / node.shards.size());
     }
     FillWhatIf(node, *response);
     return Answer(context, grpc::Status::OK);
