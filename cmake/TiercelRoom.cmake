@@ -39,7 +39,7 @@ function(tiercel_test name)
     set(T_TIMEOUT 120)
   endif()
   if(TIERCEL_SANITIZE)
-    math(EXPR T_TIMEOUT "${T_TIMEOUT} * 5")
+    math(EXPR T_TIMEOUT "${T_TIMEOUT} * 15")  # Beside other work, too.
   endif()
   add_test(NAME ${name} COMMAND ${name})
   if(NOT TARGET unit_tests)
