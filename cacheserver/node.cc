@@ -220,9 +220,9 @@ Status Node::StartShard(uint32_t number) {
       return found == host_quota_.end() ? TierStack::HostQuota{} : found->second;
     };
   }
-  tiers.keep_limit = [this, otherwise = tiers.host.capacity_bytes / 8](uint32_t name_space) {
+  tiers.keep_limit = [this](uint32_t name_space) {
     const auto found = pin_limit_.find(name_space);
-    return found == pin_limit_.end() ? otherwise : found->second;
+    return found == pin_limit_.end() ? std::nullopt : std::optional(found->second);
   };
   if (!ttl_.empty()) {
     tiers.time_to_live = [this](uint32_t name_space) {

@@ -350,22 +350,28 @@ void TierStack::Unpin(Block* block) {
 
 // ---- storing -----------------------------------------------------------------------------------
 
-Result<Reservation> TierStack::Reserve(const PutInfo& info, uint64_t record_bytes) {
+// Is there a place for such a record? What is here and too old makes way.
+Status TierStack::MayStore(uint32_t name_space, const BlockKey& key, QualityClass quality) {
   for (const bool lossy : {false, true}) {
-    const BlockIndex::Found present = index_.Find(info.key, lossy);
+    const BlockIndex::Found present = index_.Find(key, lossy);
     if (!present) continue;
-    if (present.name_space != info.name_space) {
+    if (present.name_space != name_space) {
       return Fail(Code::kPermissionDenied, "this key belongs to another name space");
     }
     if (Expired(present)) {
       Forget(present, MissReason::kExpired);
       continue;
     }
-    if (present.quality <= info.quality) {
+    if (present.quality <= quality) {
       ++stats_.put_duplicates;
       return Fail(Code::kAlreadyExists, "an equal or better record is here");
     }
   }
+  return OkStatus();
+}
+
+Result<Reservation> TierStack::Reserve(const PutInfo& info, uint64_t record_bytes) {
+  TIERCEL_TRY(MayStore(info.name_space, info.key, info.quality));
   if (record_bytes > UINT32_MAX) return Fail(Code::kInvalidArgument, "a record of over 4 GiB");
   // What comes before it in its chain is no room for it.
   Block* parent = info.chain_index > 0 ? InRam(info.name_space, info.parent) : nullptr;
@@ -400,21 +406,7 @@ Status TierStack::Publish(Reservation reservation, uint64_t raw_bytes, DurableDo
   TIERCEL_CHECK(reservation.stack_ == this);
   SsdEntry& entry = reservation.entry_;
   const bool lossy = entry.quality != QualityClass::kExact;
-  for (const bool other : {false, true}) {
-    const BlockIndex::Found present = index_.Find(entry.key, other);
-    if (!present) continue;
-    if (present.name_space != entry.name_space) {
-      return Fail(Code::kPermissionDenied, "this key belongs to another name space");
-    }
-    if (Expired(present)) {
-      Forget(present, MissReason::kExpired);
-      continue;
-    }
-    if (present.quality <= entry.quality) {
-      ++stats_.put_duplicates;
-      return Fail(Code::kAlreadyExists, "an equal or better record is here");
-    }
-  }
+  TIERCEL_TRY(MayStore(entry.name_space, entry.key, entry.quality));
   if (const auto worse = index_.Find(entry.key, lossy)) Forget(worse, MissReason::kNone);
   entry.raw_bytes = raw_bytes;
   entry.generation = next_generation_++;

@@ -145,8 +145,8 @@ class TierStack {
     // In seconds since a block was put, after which it is not served; 0: for ever. Empty: for ever. To
     // the second in RAM, up to a minute early from SSD.
     std::function<uint32_t(uint32_t name_space)> time_to_live;
-    // Bytes that Keep may hold for a name space; empty: an eighth of RAM.
-    std::function<uint64_t(uint32_t name_space)> keep_limit;
+    // Bytes that Keep may hold for a name space; empty, or none said: an eighth of RAM.
+    std::function<std::optional<uint64_t>(uint32_t name_space)> keep_limit;
     uint32_t max_read_ahead = 16;  // Reads from SSD at once that nobody waits for; 0: none.
   };
 
@@ -339,6 +339,7 @@ class TierStack {
   BlockIndex::Found Select(uint32_t name_space, const BlockKey& key, QualityClass min_class,
                            Prefer prefer, MissReason* reason) const;
   Block* InRam(uint32_t name_space, const BlockKey& key) const;
+  Status MayStore(uint32_t name_space, const BlockKey& key, QualityClass quality);
   bool Expired(const BlockIndex::Found& found) const;
   void ForgetExpired();
   void LetGo(Block* block);

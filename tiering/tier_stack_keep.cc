@@ -1,9 +1,9 @@
 // How long a block stays: what was asked to be kept in RAM, and what is too old to be served.
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include "base/check.h"
 #include "tiering/tier_stack.h"
 
 namespace tiercel {
@@ -33,7 +33,8 @@ Status TierStack::Keep(uint32_t name_space, const BlockKey& key, QualityClass mi
     kept->second.until = std::max(kept->second.until, until);
     return OkStatus();
   }
-  const uint64_t limit = options_.keep_limit ? options_.keep_limit(name_space) : arena_->capacity_bytes() / kKeptOfRam;
+  const std::optional<uint64_t> said = options_.keep_limit ? options_.keep_limit(name_space) : std::nullopt;
+  const uint64_t limit = said.value_or(arena_->capacity_bytes() / kKeptOfRam);
   const uint64_t bytes = found.record_bytes;
   uint64_t& kept_bytes = kept_of_[name_space];
   if (kept_bytes + bytes > limit) {
@@ -82,6 +83,7 @@ bool TierStack::LetGoForReserve(uint32_t name_space) {
 }
 
 void TierStack::EndKeeps() {
+  if (kept_.empty()) return;  // No look at the clock in every turn.
   const Nanos now = clock_.Now();
   if (now < next_kept_end_) return;
   next_kept_end_ = INT64_MAX;
