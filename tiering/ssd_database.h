@@ -8,10 +8,7 @@
 #define TIERCEL_TIERING_SSD_DATABASE_H_
 
 #include <rocksdb/db.h>
-#include <rocksdb/rate_limiter.h>
 
-#include <algorithm>
-#include <atomic>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -19,7 +16,6 @@
 
 #include "base/bytes.h"
 #include "base/result.h"
-#include "tiering/ssd_pacer.h"
 
 namespace tiercel {
 
@@ -31,9 +27,6 @@ inline rocksdb::Slice ToSlice(ByteSpan bytes) {
 }
 inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
-inline constexpr size_t kWriteBufferBytes =
-    1 << 20;  // What a segment's file gathers before it writes.
-
 rocksdb::Options DataOptions(bool direct_io);
 rocksdb::Options IndexOptions();
 rocksdb::IngestExternalFileOptions
@@ -41,30 +34,6 @@ IngestOptions();  // How a segment's file becomes part of the data.
 std::string FamilyName(uint32_t shard);
 // Of a shard's clear marks in the data database's default family.
 std::string ClearPrefix(uint32_t shard);
-
-// RocksDB asks it before it writes: a shard's own pace, then the limit of the disk.
-class RocksRate final : public rocksdb::RateLimiter {
- public:
-  RocksRate(Pacer* shard, Pacer* disk) : shard_(shard), disk_(disk) {}
-  using rocksdb::RateLimiter::Request;
-  void Request(int64_t bytes, rocksdb::Env::IOPriority, rocksdb::Statistics*) override {
-    shard_->Take(static_cast<uint64_t>(bytes));
-    disk_->Take(static_cast<uint64_t>(bytes));
-    through_ += bytes;
-  }
-  void SetBytesPerSecond(int64_t) override {}
-  int64_t GetSingleBurstBytes() const override {
-    return static_cast<int64_t>(std::min(shard_->piece_bytes(), disk_->piece_bytes()));
-  }
-  int64_t GetTotalBytesThrough(rocksdb::Env::IOPriority) const override { return through_; }
-  int64_t GetTotalRequests(rocksdb::Env::IOPriority) const override { return 0; }
-  int64_t GetBytesPerSecond() const override { return static_cast<int64_t>(shard_->rate()); }
-
- private:
-  Pacer* shard_;
-  Pacer* disk_;
-  std::atomic<int64_t> through_{0};
-};
 
 struct Database {
   std::unique_ptr<rocksdb::DB> db;

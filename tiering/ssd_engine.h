@@ -51,7 +51,8 @@ class SegmentEngine {
   virtual Status Write(OpenSegment& segment, const Recode& recode) = 0;
   // dst holds entry.record_bytes.
   virtual Status Read(const SsdEntry& entry, MutableByteSpan dst) = 0;
-  virtual Status Drop(uint32_t segment) = 0;
+  // a_write_follows: on this thread, which can use what is freed.
+  virtual Status Drop(uint32_t segment, bool a_write_follows) = 0;
   // The segments whose bytes are on disk.
   virtual std::vector<uint32_t> Present() const = 0;
   // Durable when it returns.

@@ -20,6 +20,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
+// Of a segment's file beside its records: keys, checksums and two rows in lists of each, and the
+// end.
+constexpr uint64_t kRowBytes = 256;
+constexpr uint64_t kEndBytes = 16 * kKiB;
+
 // RocksDB has each file open, too, and clients need descriptors as well.
 size_t MostFiles() {
   rlimit limit{};
@@ -171,13 +176,14 @@ std::vector<uint32_t> RocksEngine::Present() const {
 
 Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   const std::string path = fmt::format("{}/{}-{}.sst", at_.staging, shard_, segment.number());
+  const std::unique_ptr<rocksdb::Env> files = StagedFiles(
+      {at_.direct_io, segment.bytes() + segment.appends().size() * kRowBytes + kEndBytes, &pacer_,
+       at_.disk_pacer, at_.spares});
   rocksdb::Options sst = DataOptions(at_.direct_io);
+  sst.env = files.get();
   rocksdb::EnvOptions env;
-  env.use_direct_writes = at_.direct_io;
-  env.writable_file_max_buffer_size = kWriteBufferBytes;
-  env.rate_limiter = &rate_;
-  rocksdb::SstFileWriter writer(env, sst, data_family(), /*invalidate_page_cache=*/!at_.direct_io,
-                                rocksdb::Env::IO_LOW);
+  env.writable_file_max_buffer_size = 64 * kKiB;  // The staged file gathers for itself.
+  rocksdb::SstFileWriter writer(env, sst, data_family(), /*invalidate_page_cache=*/!at_.direct_io);
   const auto fail = [&path](const rocksdb::Status& status, std::string_view what) -> Status {
     std::error_code ignored;
     fs::remove(path, ignored);
@@ -205,6 +211,7 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   KillPoint("segment.finished");
   // Opened by the name that it has now; it stays open whatever name RocksDB gives it.
   auto file = SegmentFile::Open(path, at_.direct_io, entries);
+  MutexLock commit(commit_mutex_);
   status = data().IngestExternalFile(data_family(), {path}, IngestOptions());
   if (!status.ok()) return fail(status, "ingesting a segment");
   KillPoint("segment.ingested");
@@ -258,17 +265,29 @@ rocksdb::Status RocksEngine::DeleteData(uint32_t segment) {
   return rocksdb::DeleteFilesInRanges(&data(), data_family(), &range, 1, /*include_end=*/false);
 }
 
-Status RocksEngine::Drop(uint32_t segment) {
+Status RocksEngine::Drop(uint32_t segment, bool a_write_follows) {
+  MutexLock commit(commit_mutex_);
   // Index first: an entry without data is a miss, data without an entry would come back.
   KillPoint("drop.begun");
   rocksdb::Status status =
       index().Delete(rocksdb::WriteOptions(), index_family(), IndexKey(segment));
   KillPoint("drop.unindexed");
+  std::string spare;
   {
     MutexLock lock(mutex_);
-    files_.erase(segment);
+    const auto file = files_.find(segment);
+    if (file != files_.end()) {
+      if (a_write_follows) spare = at_.spares->Hold(file->second->fd());
+      files_.erase(file);
+    }
   }
   if (status.ok()) status = DeleteData(segment);
+  if (status.ok()) {
+    at_.spares->Keep(spare);
+  } else {
+    std::error_code ignored;
+    fs::remove(spare, ignored);
+  }
   KillPoint("drop.done");
   if (!status.ok()) return tl::unexpected<Error>(FromRocks(status, "dropping a segment"));
   return OkStatus();

@@ -19,6 +19,7 @@
 #include "tiering/ssd_engine.h"
 #include "tiering/ssd_pacer.h"
 #include "tiering/ssd_segment_file.h"
+#include "tiering/ssd_staged_file.h"
 
 namespace tiercel {
 
@@ -27,17 +28,17 @@ class RocksEngine final : public SegmentEngine {
   struct Databases {
     Database* data;
     Database* index;
-    Pacer* disk_pacer;  // The limit that all shards of the disk share.
+    Pacer* disk_pacer;   // The limit that all shards of the disk share.
+    SpareFiles* spares;  // In staging, as they do.
     std::string staging;
     bool direct_io;
   };
-  RocksEngine(const Databases& databases, uint32_t shard)
-      : at_(databases), shard_(shard), rate_(&pacer_, databases.disk_pacer) {}
+  RocksEngine(const Databases& databases, uint32_t shard) : at_(databases), shard_(shard) {}
 
   Result<Recovered> Recover() override;
   Status Write(OpenSegment& segment, const Recode& recode) override;
   Status Read(const SsdEntry& entry, MutableByteSpan dst) override;
-  Status Drop(uint32_t segment) override;
+  Status Drop(uint32_t segment, bool a_write_follows) override;
   std::vector<uint32_t> Present() const override;
   Status Clear(uint32_t name_space, const Scope& scope, uint64_t generation) override;
   Status Corrupt(const SsdEntry& entry, uint64_t bit) override;
@@ -61,7 +62,9 @@ class RocksEngine final : public SegmentEngine {
   const Databases at_;
   const uint32_t shard_;
   Pacer pacer_;
-  RocksRate rate_;
+  // One change of the database at a time: a file that is dropped while another is ingested would be
+  // deleted later than it could be written over. Taken before mutex_.
+  Mutex commit_mutex_;
   Mutex mutex_;
   std::map<uint32_t, std::shared_ptr<const SegmentFile>> files_ TIERCEL_GUARDED_BY(mutex_);
 };

@@ -30,10 +30,14 @@ constexpr std::string_view kFormatLine = "tiercel-ssd 1";
 class Disk final : public SsdDisk {
  public:
   Disk(const Options& options, int lock_fd)
-      : options_(options), lock_fd_(lock_fd), pacer_(options.write_bytes_per_second) {}
+      : options_(options),
+        lock_fd_(lock_fd),
+        pacer_(options.write_bytes_per_second),
+        spares_(options.path + "/staging", options.writers_per_shard) {}
   ~Disk() override {
     data_.Close();
     index_.Close();
+    spares_.Clear();
     close(lock_fd_);  // Unlocks the folder, last.
   }
 
@@ -48,6 +52,7 @@ class Disk final : public SsdDisk {
   const int lock_fd_;
   bool direct_io_ = true;
   Pacer pacer_;
+  SpareFiles spares_;
   Database data_;
   Database index_;
 };
@@ -65,8 +70,8 @@ Result<std::unique_ptr<SsdStore>> Disk::OpenShard(uint32_t shard, const SsdStore
   }
   SsdStore::Options mine = options;
   mine.write_bytes_per_second = options_.write_bytes_per_second;
-  const RocksEngine::Databases databases = {&data_, &index_, &pacer_, options_.path + "/staging",
-                                            direct_io_};
+  const RocksEngine::Databases databases = {
+      &data_, &index_, &pacer_, &spares_, options_.path + "/staging", direct_io_};
   return MakeSegmentStore(
       std::make_unique<RocksEngine>(databases, shard), mine,
       {options_.writers_per_shard, options_.readers_per_shard}, clock,

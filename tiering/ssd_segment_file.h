@@ -39,6 +39,7 @@ class SegmentFile {
 
   // dst holds entry.record_bytes.
   Status Read(const SsdEntry& entry, MutableByteSpan dst) const;
+  int fd() const { return fd_; }
 
  private:
   explicit SegmentFile(int fd) : fd_(fd) {}

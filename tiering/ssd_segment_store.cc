@@ -90,6 +90,10 @@ class SegmentStore final : public SsdStore {
     Status status;
     bool io_error = false;
   };
+  struct OwedDrop {
+    uint32_t number;
+    uint64_t bytes;
+  };
   // Whether something that was asked for comes back: when it last did, or when the first was asked.
   struct Watch {
     uint64_t under_way = 0;
@@ -122,7 +126,10 @@ class SegmentStore final : public SsdStore {
   Quota QuotaOf(uint32_t name_space) const;
   uint64_t BytesOf(uint32_t name_space) const;
   void DropIfIdle(uint32_t number);
-  void PushDrop(uint32_t number, uint64_t bytes);
+  void OweDrop(uint32_t number, uint64_t bytes);
+  void PushDrops();
+  // On a mover.
+  void DropNow(const OwedDrop& drop, bool a_write_follows);
   void SwitchOff(const std::string& why);
   void FinishFlushes();
   void EndRead(uint32_t number);
@@ -146,10 +153,11 @@ class SegmentStore final : public SsdStore {
   std::map<uint32_t, OpenSegment> open_;  // By name space; none is empty.
   uint32_t next_segment_ = 1;
   uint64_t reads_ = 0;
-  std::set<uint32_t> writing_;   // Numbers of segments with a writer.
-  std::set<uint32_t> dropping_;  // Given up and not yet off the disk, readers gone.
-  uint64_t dropping_bytes_ = 0;  // Of all that are given up and still on the disk.
-  uint32_t tasks_ = 0;           // Verifies, scrubs, leak checks and drops under way.
+  std::set<uint32_t> writing_;        // Numbers of segments with a writer.
+  std::set<uint32_t> dropping_;       // Given up and not yet off the disk, readers gone.
+  std::vector<OwedDrop> owed_drops_;  // Of these, the ones that no mover has yet.
+  uint64_t dropping_bytes_ = 0;       // Of all that are given up and still on the disk.
+  uint32_t tasks_ = 0;                // Verifies, scrubs, leak checks and drops under way.
   Segments segments_;
   std::map<uint32_t, uint64_t> used_of_;    // By name space: of live segments,
   std::map<uint32_t, uint64_t> queued_of_;  // and of what waits to be written.
@@ -203,7 +211,7 @@ Result<std::vector<SsdEntry>> SegmentStore::Recover() {
   }
   for (const uint32_t number : found.unreadable) {
     next_segment_ = std::max(next_segment_, number + 1);
-    PushDrop(number, 0);
+    OweDrop(number, 0);
   }
   LogInfo("ssd.recovered", {{"disk", name_},
                             {"segments", segments_.size()},
@@ -317,8 +325,11 @@ void SegmentStore::Seal(OpenSegment& open) {
   writes_watch_.Began(clock_.Now());
   // Smaller bytes are worth their time only while the disk is not waited for.
   const bool recode = options_.recode && stats_.queued_bytes <= most_queued_ / 2;
-  writers_->Push([this, sealed, recode] {
+  // What makes room goes first: then the disk is asked once for both to be durable, and the file of
+  // a dropped segment is there to be written over.
+  writers_->Push([this, sealed, recode, drops = std::exchange(owed_drops_, {})] {
     if (resume_.exchange(false)) engine_->Resume();
+    for (const OwedDrop& drop : drops) DropNow(drop, &drop == &drops.back());
     Status status =
         abandon_.load(std::memory_order_relaxed)
             ? Fail(Code::kUnavailable, "shut down before it was written")
@@ -608,22 +619,33 @@ void SegmentStore::DropIfIdle(uint32_t number) {
   if (shut_down_) return;  // It stays on disk, and is there again at the next start.
   const uint64_t bytes = found->second.bytes;
   segments_.erase(found);
-  PushDrop(number, bytes);
+  OweDrop(number, bytes);
 }
 
-void SegmentStore::PushDrop(uint32_t number, uint64_t bytes) {
+void SegmentStore::OweDrop(uint32_t number, uint64_t bytes) {
   if (shut_down_) return;
   ++tasks_;
   dropping_.insert(number);
-  keeper_->Push([this, number, bytes] {
-    const Status status = engine_->Drop(number);
-    if (!status)
-      LogWarn("ssd.drop", {{"disk", name_}, {"segment", number}, {"why", status.error().message}});
-    Tell([this, number, bytes] {
-      --tasks_;
-      dropping_.erase(number);
-      dropping_bytes_ -= bytes;
-    });
+  owed_drops_.push_back({number, bytes});
+}
+
+// What no write has taken with it.
+void SegmentStore::PushDrops() {
+  if (shut_down_) return;  // They stay on disk, as above.
+  for (const OwedDrop& drop : std::exchange(owed_drops_, {}))
+    keeper_->Push([this, drop] { DropNow(drop, false); });
+}
+
+void SegmentStore::DropNow(const OwedDrop& drop, bool a_write_follows) {
+  const Status status = engine_->Drop(drop.number, a_write_follows);
+  if (!status) {
+    LogWarn("ssd.drop",
+            {{"disk", name_}, {"segment", drop.number}, {"why", status.error().message}});
+  }
+  Tell([this, drop] {
+    --tasks_;
+    dropping_.erase(drop.number);
+    dropping_bytes_ -= drop.bytes;
   });
 }
 
@@ -675,7 +697,7 @@ void SegmentStore::CheckLeaks() {
         }
         ++stats_.leaked_segments;
         LogWarn("ssd.leak", {{"disk", name_}, {"segment", number}});
-        PushDrop(number, 0);
+        OweDrop(number, 0);
       }
     });
   });
@@ -702,7 +724,9 @@ size_t SegmentStore::Poll() {
     CheckLeaks();
     ScrubNext();
   }
-  return inbox_.Drain([](Event&& event) { event(); });
+  const size_t events = inbox_.Drain([](Event&& event) { event(); });
+  PushDrops();
+  return events;
 }
 
 SsdStore::Stats SegmentStore::stats() const {

@@ -271,7 +271,7 @@ Status SlabEngine::Read(const SsdEntry& entry, MutableByteSpan dst) {
   return OkStatus();
 }
 
-Status SlabEngine::Drop(uint32_t segment) {
+Status SlabEngine::Drop(uint32_t segment, bool) {
   std::shared_ptr<Region> region;
   {
     MutexLock lock(mutex_);

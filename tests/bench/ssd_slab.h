@@ -36,7 +36,7 @@ class SlabEngine final : public SegmentEngine {
   Result<Recovered> Recover() override;
   Status Write(OpenSegment& segment, const Recode& recode) override;
   Status Read(const SsdEntry& entry, MutableByteSpan dst) override;
-  Status Drop(uint32_t segment) override;
+  Status Drop(uint32_t segment, bool a_write_follows) override;
   std::vector<uint32_t> Present() const override;
   Status Clear(uint32_t name_space, const Scope& scope, uint64_t generation) override;
   Status Corrupt(const SsdEntry& entry, uint64_t bit) override;

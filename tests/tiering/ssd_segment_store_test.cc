@@ -109,7 +109,7 @@ class FakeEngine final : public SegmentEngine {
     std::copy(record.begin(), record.end(), dst.begin());
     return OkStatus();
   }
-  Status Drop(uint32_t segment) override {
+  Status Drop(uint32_t segment, bool) override {
     while (disk_.hang_drops) usleep(200);
     MutexLock lock(disk_.mutex);
     disk_.segments.erase(segment);

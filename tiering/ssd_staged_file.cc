@@ -1,0 +1,198 @@
+#include "tiering/ssd_staged_file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <rocksdb/file_system.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "base/check.h"
+#include "base/units.h"
+
+namespace tiercel {
+namespace {
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kGathered = 4 * kMiB;
+
+rocksdb::IOStatus Failed(const char* what, const std::string& path) {
+  const std::string text = fmt::format("{} {}: {}", what, path, std::strerror(errno));
+  return errno == ENOSPC || errno == EDQUOT ? rocksdb::IOStatus::NoSpace(text)
+                                            : rocksdb::IOStatus::IOError(text);
+}
+
+// Memory of a writer's thread, kept from file to file.
+std::byte* Space() {
+  struct Freed {
+    void operator()(std::byte* at) const { std::free(at); }
+  };
+  static thread_local const std::unique_ptr<std::byte, Freed> space(
+      static_cast<std::byte*>(std::aligned_alloc(kPage, kGathered)));
+  TIERCEL_CHECK(space != nullptr);
+  return space.get();
+}
+
+class File final : public rocksdb::FSWritableFile {
+ public:
+  File(int fd, std::string path, const Staging& how)
+      : fd_(fd), path_(std::move(path)), how_(how), space_(Space()) {}
+  ~File() override {
+    if (fd_ >= 0) close(fd_);
+  }
+
+  using rocksdb::FSWritableFile::Append;
+  rocksdb::IOStatus Append(const rocksdb::Slice& data, const rocksdb::IOOptions&,
+                           rocksdb::IODebugContext*) override {
+    for (size_t done = 0; done < data.size();) {
+      // As much as is written at once: while paced little, so that the thread that copies and
+      // hashes it does not keep a core from reads.
+      const uint64_t most = std::max(Piece(), (gathered_ + kPage) / kPage * kPage);
+      const size_t n = std::min<size_t>(data.size() - done, most - gathered_);
+      std::memcpy(space_ + gathered_, data.data() + done, n);
+      done += n;
+      gathered_ += n;
+      if (gathered_ < most) continue;
+      rocksdb::IOStatus status = Write(gathered_);
+      if (!status.ok()) return status;
+    }
+    return rocksdb::IOStatus::OK();
+  }
+  rocksdb::IOStatus Flush(const rocksdb::IOOptions&, rocksdb::IODebugContext*) override {
+    return rocksdb::IOStatus::OK();  // Written in whole pages, and the rest when it is closed.
+  }
+  rocksdb::IOStatus Sync(const rocksdb::IOOptions&, rocksdb::IODebugContext*) override {
+    return rocksdb::IOStatus::OK();  // By ingestion: see the header.
+  }
+  rocksdb::IOStatus Close(const rocksdb::IOOptions&, rocksdb::IODebugContext*) override {
+    const uint64_t length = written_ + gathered_;
+    const uint64_t padded = (gathered_ + kPage - 1) / kPage * kPage;
+    std::memset(space_ + gathered_, 0, padded - gathered_);
+    rocksdb::IOStatus status = Write(padded);
+    if (status.ok() && ftruncate(fd_, static_cast<off_t>(length)) != 0)
+      status = Failed("cutting", path_);
+    const int closed = close(std::exchange(fd_, -1));
+    return status.ok() && closed != 0 ? Failed("closing", path_) : status;
+  }
+  rocksdb::IOStatus InvalidateCache(size_t, size_t) override {
+    (void)posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
+    return rocksdb::IOStatus::OK();
+  }
+  uint64_t GetFileSize(const rocksdb::IOOptions&, rocksdb::IODebugContext*) override {
+    return written_ + gathered_;
+  }
+
+ private:
+  uint64_t Piece() const {
+    return std::min({kGathered, how_.shard->piece_bytes(), how_.disk->piece_bytes()});
+  }
+  rocksdb::IOStatus Write(uint64_t bytes) {
+    for (uint64_t done = 0; done < bytes;) {
+      const uint64_t piece = std::min(bytes - done, Piece());
+      how_.shard->Take(piece);
+      how_.disk->Take(piece);
+      for (uint64_t begun = done; done < begun + piece;) {
+        const ssize_t n =
+            pwrite(fd_, space_ + done, begun + piece - done, static_cast<off_t>(written_ + done));
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) return Failed("writing", path_);
+        done += static_cast<uint64_t>(n);
+      }
+    }
+    written_ += bytes;
+    gathered_ = 0;
+    return rocksdb::IOStatus::OK();
+  }
+
+  int fd_;
+  const std::string path_;
+  const Staging how_;
+  std::byte* const space_;
+  uint64_t gathered_ = 0;  // Bytes in the space, and those on the disk before them.
+  uint64_t written_ = 0;
+};
+
+class Files final : public rocksdb::FileSystemWrapper {
+ public:
+  explicit Files(const Staging& how)
+      : FileSystemWrapper(rocksdb::FileSystem::Default()), how_(how) {}
+  const char* Name() const override { return "tiercel.StagedFiles"; }
+
+  rocksdb::IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions&,
+                                    std::unique_ptr<rocksdb::FSWritableFile>* out,
+                                    rocksdb::IODebugContext*) override {
+    const int direct = how_.direct_io ? O_DIRECT : 0;
+    const bool again = how_.spares->Take(path);
+    const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | direct, 0644);
+    if (fd < 0) return Failed("opening", path);
+    auto file = std::make_unique<File>(fd, path, how_);
+    struct stat found {};
+    if (fstat(fd, &found) != 0) return Failed("looking at", path);
+    // What a file system cannot take ahead, it takes as the file is written.
+    if (static_cast<uint64_t>(found.st_size) < how_.expected_bytes &&
+        fallocate(fd, 0, 0, static_cast<off_t>(how_.expected_bytes)) != 0 && errno == ENOSPC) {
+      return Failed(again ? "taking more space for" : "taking space for", path);
+    }
+    *out = std::move(file);
+    return rocksdb::IOStatus::OK();
+  }
+
+ private:
+  const Staging how_;
+};
+
+}  // namespace
+
+SpareFiles::SpareFiles(std::string folder, size_t most) : folder_(std::move(folder)), most_(most) {}
+
+void SpareFiles::Clear() {
+  MutexLock lock(mutex_);
+  for (const std::string& path : kept_) unlink(path.c_str());
+  kept_.clear();
+}
+
+std::string SpareFiles::Hold(int fd) {
+  MutexLock lock(mutex_);
+  if (kept_.size() >= most_) return "";
+  std::string name = fmt::format("{}/spare-{}", folder_, number_++);
+  if (linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd).c_str(), AT_FDCWD, name.c_str(),
+             AT_SYMLINK_FOLLOW) != 0) {
+    return "";
+  }
+  return name;
+}
+
+void SpareFiles::Keep(const std::string& held) {
+  if (held.empty()) return;
+  MutexLock lock(mutex_);
+  if (kept_.size() < most_) {
+    kept_.push_back(held);
+  } else {
+    unlink(held.c_str());
+  }
+}
+
+bool SpareFiles::Take(const std::string& path) {
+  MutexLock lock(mutex_);
+  // Whoever reads the database while a file is deleted has it deleted a little later.
+  const auto alone = std::find_if(kept_.begin(), kept_.end(), [](const std::string& name) {
+    struct stat file {};
+    return stat(name.c_str(), &file) == 0 && file.st_nlink == 1;
+  });
+  if (alone == kept_.end()) return false;
+  const std::string name = std::move(*alone);
+  kept_.erase(alone);
+  return std::rename(name.c_str(), path.c_str()) == 0;
+}
+
+std::unique_ptr<rocksdb::Env> StagedFiles(const Staging& how) {
+  return rocksdb::NewCompositeEnv(std::make_shared<Files>(how));
+}
+
+}  // namespace tiercel
