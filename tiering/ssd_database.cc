@@ -2,12 +2,15 @@
 
 #include <fmt/format.h>
 #include <rocksdb/flush_block_policy.h>
+#include <rocksdb/sst_file_reader.h>
 #include <rocksdb/table.h>
+#include <rocksdb/table_properties.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "base/log.h"
+#include "tiering/ssd_manifest.h"
 
 namespace tiercel {
 
@@ -87,6 +90,24 @@ rocksdb::IngestExternalFileOptions IngestOptions() {
   ingest.allow_blocking_flush = false;
   ingest.verify_checksums_before_ingest = false;
   return ingest;
+}
+
+Status CheckIngestible(const std::string& path, const rocksdb::Options& options, uint32_t* segment,
+                       std::string* family) {
+  rocksdb::SstFileReader reader(options);
+  const rocksdb::Status opened = reader.Open(path);
+  if (!opened.ok()) return tl::unexpected<Error>(FromRocks(opened, "opening a segment's file"));
+  const auto properties = reader.GetTableProperties();
+  if (properties != nullptr) *family = properties->column_family_name;
+  const std::unique_ptr<rocksdb::Iterator> it(reader.NewIterator(rocksdb::ReadOptions()));
+  it->SeekToFirst();
+  uint32_t slot = 0;
+  if (it->Valid() && ParseSegment(it->key().ToString(), segment, &slot))
+    it->Seek(DataKey(*segment, kManifestSlot, nullptr));
+  if (!it->status().ok())
+    return tl::unexpected<Error>(FromRocks(it->status(), "reading a segment's file"));
+  if (!it->Valid()) return Fail(Code::kDataLoss, path + " is no segment");
+  return OkStatus();
 }
 
 rocksdb::Options IndexOptions() {

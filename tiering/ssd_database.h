@@ -32,6 +32,11 @@ rocksdb::Options IndexOptions();
 rocksdb::IngestExternalFileOptions
 IngestOptions();  // How a segment's file becomes part of the data.
 std::string FamilyName(uint32_t shard);
+// Whether a segment's file has a first record and a manifest that verify: without them it cannot be
+// ingested, and a RocksDB built with assertions, as Debian's is, ends the process when it tries.
+// segment: its number. family: whose file it is, also of one that has no segment.
+Status CheckIngestible(const std::string& path, const rocksdb::Options& options, uint32_t* segment,
+                       std::string* family);
 // Of a shard's clear marks in the data database's default family.
 std::string ClearPrefix(uint32_t shard);
 

@@ -211,6 +211,15 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   KillPoint("segment.finished");
   // Opened by the name that it has now; it stays open whatever name RocksDB gives it.
   auto file = SegmentFile::Open(path, at_.direct_io, entries);
+  uint32_t written = 0;
+  std::string family;
+  const Status whole = CheckIngestible(path, DataOptions(at_.direct_io), &written, &family);
+  if (!whole || written != segment.number()) {
+    std::error_code ignored;
+    fs::remove(path, ignored);
+    return whole ? Fail(Code::kDataLoss, "the disk has not what was written to it: " + path)
+                 : whole;
+  }
   MutexLock commit(commit_mutex_);
   status = data().IngestExternalFile(data_family(), {path}, IngestOptions());
   if (!status.ok()) return fail(status, "ingesting a segment");

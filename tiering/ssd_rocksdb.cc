@@ -2,8 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <rocksdb/sst_file_reader.h>
-#include <rocksdb/table_properties.h>
 #include <sys/file.h>
 #include <unistd.h>
 
@@ -117,12 +115,13 @@ Status Disk::IngestAgain(const std::string& from) {
   uint64_t number = 0;
   for (const auto& item : fs::directory_iterator(from)) {
     if (item.path().extension() != ".sst") continue;
-    rocksdb::SstFileReader reader(DataOptions(direct_io_));
-    const rocksdb::Status read = reader.Open(item.path().string());
-    const auto properties = read.ok() ? reader.GetTableProperties() : nullptr;
+    std::string family;
+    uint32_t segment = 0;
+    const Status whole =
+        CheckIngestible(item.path().string(), DataOptions(direct_io_), &segment, &family);
     bool good = false;
-    for (uint32_t shard = 0; properties != nullptr && shard < options_.shards; ++shard) {
-      if (properties->column_family_name != FamilyName(shard)) continue;
+    for (uint32_t shard = 0; whole && shard < options_.shards; ++shard) {
+      if (family != FamilyName(shard)) continue;
       const std::string staged = fmt::format("{}/staging/again-{}.sst", options_.path, number++);
       std::error_code ec;
       fs::rename(item.path(), staged, ec);
@@ -131,10 +130,7 @@ Status Disk::IngestAgain(const std::string& from) {
                     fmt::format("cannot move {}: {}", item.path().string(), ec.message()));
       good = data_.db->IngestExternalFile(data_.families[shard], {staged}, IngestOptions()).ok();
     }
-    lost += good || (properties != nullptr &&
-                     properties->column_family_name == rocksdb::kDefaultColumnFamilyName)
-                ? 0
-                : 1;
+    lost += good || family == rocksdb::kDefaultColumnFamilyName ? 0 : 1;
   }
   LogWarn("ssd.data", {{"disk", options_.path}, {"segments", number}, {"lost", lost}});
   return OkStatus();

@@ -375,31 +375,43 @@ TEST(SsdRocksdbTest, ADamagedIndexIsMadeAgainFromTheSegmentsAndWhatWasClearedSta
 }
 
 TEST(SsdRocksdbTest, DamagedDataIsMadeAgainFromTheSegmentsThatAreWhole) {
-  for (const bool segment : {false, true}) {
+  // RocksDB's manifest; a segment where its properties are, so that RocksDB does not open it; and
+  // with the former a segment that opens, but its first record or its own manifest does not verify.
+  for (const std::string damage : {"manifest", "properties", "first record", "own manifest"}) {
+    SCOPED_TRACE(damage);
     TempFolder folder;
     {
       Shard shard(folder.path());
       EXPECT_EQ(Fill(shard, 0, 60).size(), 60u);
       ASSERT_TRUE(shard.store->Clear(3, Scope{}, 5));
     }
-    std::filesystem::path victim;
+    std::filesystem::path manifest;
+    std::filesystem::path segment;
     for (const auto& item : std::filesystem::directory_iterator(folder.path() + "/data")) {
-      const bool fits = segment ? item.path().extension() == ".sst" && item.file_size() > 200'000
-                                : item.path().filename().string().starts_with("MANIFEST");
-      if (fits) victim = item.path();
+      if (item.path().filename().string().starts_with("MANIFEST")) manifest = item.path();
+      if (item.path().extension() == ".sst" && item.file_size() > 200'000) segment = item.path();
     }
-    ASSERT_FALSE(victim.empty());
-    // A bit of a manifest's first record; a segment where its properties are, so that RocksDB does
-    // not open it.
-    const auto bytes = std::filesystem::file_size(victim);
-    std::fstream io(victim, std::ios::in | std::ios::out | std::ios::binary);
-    io.seekp(static_cast<std::streamoff>(segment ? bytes - 700 : 20));
-    io << std::string(segment ? 100 : 1, '\xa5');
-    io.close();
+    ASSERT_FALSE(manifest.empty() || segment.empty());
+    const auto break_at = [](const std::filesystem::path& victim, uint64_t at, size_t bytes) {
+      std::fstream io(victim, std::ios::in | std::ios::out | std::ios::binary);
+      io.seekp(static_cast<std::streamoff>(at));
+      io << std::string(bytes, '\xa5');
+    };
+    const uint64_t end = std::filesystem::file_size(segment);
+    if (damage != "properties") break_at(manifest, 20, 1);
+    if (damage == "properties") break_at(segment, end - 700, 100);
+    if (damage == "first record") break_at(segment, 1000, 100);
+    if (damage == "own manifest") {
+      std::ifstream in(segment, std::ios::binary);
+      const std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+      const size_t at = bytes.rfind("TCM1");
+      ASSERT_NE(at, std::string::npos);
+      break_at(segment, at + 50, 100);
+    }
     Shard shard(folder.path());
     ASSERT_NE(shard.store, nullptr);
-    EXPECT_GE(shard.recovered.size(), segment ? 40u : 55u);
-    EXPECT_LE(shard.recovered.size(), 55u);
+    EXPECT_GE(shard.recovered.size(), damage == "manifest" ? 55u : 40u);
+    EXPECT_LE(shard.recovered.size(), damage == "manifest" ? 55u : 54u);
     for (const SsdEntry& entry : shard.recovered) {
       EXPECT_GT(entry.generation, 5u) << "what was cleared stays cleared";
       std::vector<std::byte> read;
