@@ -19,10 +19,10 @@ namespace tiercel {
 namespace {
 
 constexpr uint64_t kPage = 4096;
-constexpr uint64_t kPiece = 256 * kKiB;
-constexpr uint64_t kWhole = 384 * kKiB;  // Up to here one read is quicker than several.
-constexpr size_t kPieces = 32;           // Under way at once.
-constexpr uint64_t kBlockTail = 8 + 5;   // RocksDB's restarts, and its type and checksum.
+constexpr uint64_t kPiece = 1 * kMiB;
+constexpr uint64_t kWhole = 1536 * kKiB;  // Up to here one read is quicker than several.
+constexpr size_t kPieces = 32;            // Under way at once.
+constexpr uint64_t kBlockTail = 8 + 5;    // RocksDB's restarts, and its type and checksum.
 
 size_t VarintBytes(uint32_t value) {
   size_t n = 1;
