@@ -374,6 +374,26 @@ TEST(SsdRocksdbTest, ADamagedIndexIsMadeAgainFromTheSegmentsAndWhatWasClearedSta
   }
 }
 
+TEST(SsdRocksdbTest, LargeRecordsComeBackByteForByteHoweverManyPiecesTheyAreReadIn) {
+  TempFolder folder;
+  SsdStore::Options options = SmallSegments();
+  options.segment_bytes = 8 * kMiB;
+  options.capacity_bytes = 256 * kMiB;
+  options.verify_record = nullptr;  // Nobody else is to find a wrong byte.
+  Shard shard(folder.path(), options);
+  // Around where one read becomes several, and around whole pieces.
+  uint64_t n = 0;
+  for (const size_t bytes :
+       {1 * kMiB, 1535 * kKiB, 1537 * kKiB, 2 * kMiB - 80, 2 * kMiB, 5 * kMiB + 24}) {
+    for (const auto& [i, entry] : Fill(shard, n, 3, bytes)) {
+      std::vector<std::byte> read;
+      ASSERT_TRUE(shard.Read(entry, read)) << bytes;
+      EXPECT_TRUE(read == RecordOf(i, bytes + i % 7 * 8)) << bytes << ", record " << i;
+    }
+    n += 3;
+  }
+}
+
 TEST(SsdRocksdbTest, DamagedDataIsMadeAgainFromTheSegmentsThatAreWhole) {
   // RocksDB's manifest; a segment where its properties are, so that RocksDB does not open it; and
   // with the former a segment that opens, but its first record or its own manifest does not verify.
