@@ -184,10 +184,13 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   rocksdb::EnvOptions env;
   env.writable_file_max_buffer_size = 64 * kKiB;  // The staged file gathers for itself.
   rocksdb::SstFileWriter writer(env, sst, data_family(), /*invalidate_page_cache=*/!at_.direct_io);
-  const auto fail = [&path](const rocksdb::Status& status, std::string_view what) -> Status {
+  const auto given_up = [&path](Error error) -> Status {
     std::error_code ignored;
     fs::remove(path, ignored);
-    return tl::unexpected<Error>(FromRocks(status, what));
+    return tl::unexpected<Error>(std::move(error));
+  };
+  const auto fail = [&given_up](const rocksdb::Status& status, std::string_view what) -> Status {
+    return given_up(FromRocks(status, what));
   };
   rocksdb::Status status = writer.Open(path);
   if (!status.ok()) return fail(status, "opening a segment");
@@ -214,12 +217,9 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   uint32_t written = 0;
   std::string family;
   const Status whole = CheckIngestible(path, DataOptions(at_.direct_io), &written, &family);
-  if (!whole || written != segment.number()) {
-    std::error_code ignored;
-    fs::remove(path, ignored);
-    return whole ? Fail(Code::kDataLoss, "the disk has not what was written to it: " + path)
-                 : whole;
-  }
+  if (!whole) return given_up(whole.error());
+  if (written != segment.number())
+    return given_up({Code::kDataLoss, "the disk has not what was written to it: " + path});
   MutexLock commit(commit_mutex_);
   status = data().IngestExternalFile(data_family(), {path}, IngestOptions());
   if (!status.ok()) return fail(status, "ingesting a segment");

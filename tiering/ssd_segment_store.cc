@@ -156,7 +156,7 @@ class SegmentStore final : public SsdStore {
   std::set<uint32_t> writing_;        // Numbers of segments with a writer.
   std::set<uint32_t> dropping_;       // Given up and not yet off the disk, readers gone.
   std::vector<OwedDrop> owed_drops_;  // Of these, the ones that no mover has yet.
-  uint64_t dropping_bytes_ = 0;       // Of all that are given up and still on the disk.
+  uint64_t dropping_bytes_ = 0;       // Given up and still on the disk, and no write waits for it.
   uint32_t tasks_ = 0;                // Verifies, scrubs, leak checks and drops under way.
   Segments segments_;
   std::map<uint32_t, uint64_t> used_of_;    // By name space: of live segments,
@@ -325,9 +325,11 @@ void SegmentStore::Seal(OpenSegment& open) {
   writes_watch_.Began(clock_.Now());
   // Smaller bytes are worth their time only while the disk is not waited for.
   const bool recode = options_.recode && stats_.queued_bytes <= most_queued_ / 2;
-  // What makes room goes first: then the disk is asked once for both to be durable, and the file of
-  // a dropped segment is there to be written over.
-  writers_->Push([this, sealed, recode, drops = std::exchange(owed_drops_, {})] {
+  // What makes room goes first: little waits to be flushed then, and the file of a dropped segment
+  // is there to be written over. As its write waits for it, nothing else has to.
+  std::vector<OwedDrop> drops = std::exchange(owed_drops_, {});
+  for (OwedDrop& drop : drops) dropping_bytes_ -= std::exchange(drop.bytes, 0);
+  writers_->Push([this, sealed, recode, drops = std::move(drops)] {
     if (resume_.exchange(false)) engine_->Resume();
     for (const OwedDrop& drop : drops) DropNow(drop, &drop == &drops.back());
     Status status =

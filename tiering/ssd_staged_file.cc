@@ -128,7 +128,7 @@ class Files final : public rocksdb::FileSystemWrapper {
                                     std::unique_ptr<rocksdb::FSWritableFile>* out,
                                     rocksdb::IODebugContext*) override {
     const int direct = how_.direct_io ? O_DIRECT : 0;
-    const bool again = how_.spares->Take(path);
+    (void)how_.spares->Take(path);  // Else it is a new file.
     const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | direct, 0644);
     if (fd < 0) return Failed("opening", path);
     auto file = std::make_unique<File>(fd, path, how_);
@@ -137,7 +137,7 @@ class Files final : public rocksdb::FileSystemWrapper {
     // What a file system cannot take ahead, it takes as the file is written.
     if (static_cast<uint64_t>(found.st_size) < how_.expected_bytes &&
         fallocate(fd, 0, 0, static_cast<off_t>(how_.expected_bytes)) != 0 && errno == ENOSPC) {
-      return Failed(again ? "taking more space for" : "taking space for", path);
+      return Failed("taking space for", path);
     }
     *out = std::move(file);
     return rocksdb::IOStatus::OK();
