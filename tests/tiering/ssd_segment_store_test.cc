@@ -428,6 +428,22 @@ TEST_F(SegmentStoreTest, WhatMakesRoomIsGoneBeforeWhatItMakesRoomForIsWritten) {
   EXPECT_TRUE(append()) << "and it goes on";
 }
 
+TEST_F(SegmentStoreTest, ABurstIsTakenWholeThoughTheDropsThatMakeRoomForItWait) {
+  auto options = SmallSegments();
+  options.capacity_bytes = 8 * kMiB;  // A quarter of it may wait to be written.
+  Open(options);
+  uint64_t n = 0;
+  while (store_->stats().dropped_segments == 0) ASSERT_TRUE(Put(n++, 100'000));
+  disk_.hang_drops = true;
+  // More is dropped for these than may wait to be dropped when no write follows.
+  for (int i = 0; i < 20; ++i, ++n) {
+    records_.push_back(RecordOf(n, 100'000));
+    const Status taken = store_->Append(SsdEntryOf(n, records_.back().size()), records_.back(),
+                                        [](Result<SsdEntry>) {});
+    ASSERT_TRUE(taken) << i << ": " << taken.error().message;
+  }
+}
+
 TEST_F(SegmentStoreTest,
        ASegmentIsWrittenAtThePaceThatTheNextOneFillsAndAtFullSpeedWhenTheyPileUp) {
   auto options = SmallSegments();
