@@ -9,18 +9,18 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
 #include "base/check.h"
+#include "base/io_memory.h"
 #include "tiering/ssd_manifest.h"
 
 namespace tiercel {
 namespace {
 
 constexpr uint64_t kPage = 4096;
-constexpr uint64_t kPiece = 1 * kMiB;
-constexpr uint64_t kWhole = 1536 * kKiB;  // Up to here one read is quicker than several.
+constexpr uint64_t kPiece = 2 * kMiB;
+constexpr uint64_t kWhole = 2560 * kKiB;  // Up to here one read is quicker than several.
 constexpr size_t kPieces = 32;            // Under way at once.
 constexpr uint64_t kBlockTail = 8 + 5;    // RocksDB's restarts, and its type and checksum.
 
@@ -44,7 +44,6 @@ uint64_t HeadBytes(uint32_t record_bytes) { return 2 + VarintBytes(record_bytes)
 class Reader {
  public:
   ~Reader() {
-    std::free(space_);
     if (queue_ != 0) syscall(SYS_io_destroy, queue_);
   }
   static Reader& Mine() {
@@ -67,11 +66,8 @@ class Reader {
 
  private:
   void Grow(uint64_t bytes) {
-    if (bytes <= space_bytes_) return;
-    std::free(space_);
-    space_ = static_cast<std::byte*>(std::aligned_alloc(kPage, bytes));
-    TIERCEL_CHECK(space_ != nullptr);
-    space_bytes_ = bytes;
+    if (bytes > memory_.size()) memory_ = IoMemory(bytes);
+    space_ = memory_.data();
   }
   bool OpenQueue() {
     if (queue_ == 0 && !refused_) refused_ = syscall(SYS_io_setup, kPieces, &queue_) != 0;
@@ -167,8 +163,8 @@ class Reader {
     return status;
   }
 
-  std::byte* space_ = nullptr;
-  uint64_t space_bytes_ = 0;
+  IoMemory memory_;
+  std::byte* space_ = nullptr;  // Where it is.
   aio_context_t queue_ = 0;
   bool refused_ = false;
   // Of the read under way.

@@ -9,11 +9,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
-#include "base/check.h"
+#include "base/io_memory.h"
 #include "base/units.h"
 
 namespace tiercel {
@@ -30,13 +29,8 @@ rocksdb::IOStatus Failed(const char* what, const std::string& path) {
 
 // Memory of a writer's thread, kept from file to file.
 std::byte* Space() {
-  struct Freed {
-    void operator()(std::byte* at) const { std::free(at); }
-  };
-  static thread_local const std::unique_ptr<std::byte, Freed> space(
-      static_cast<std::byte*>(std::aligned_alloc(kPage, kGathered)));
-  TIERCEL_CHECK(space != nullptr);
-  return space.get();
+  static thread_local const IoMemory space(kGathered);
+  return space.data();
 }
 
 class File final : public rocksdb::FSWritableFile {

@@ -1,10 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <memory>
+#include <utility>
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "base/io_memory.h"
 #include "base/random.h"
 #include "base/result.h"
 #include "base/unique_function.h"
@@ -59,6 +62,25 @@ TEST(UnitsTest, ReadsSizesAndTimesAsPeopleWriteThem) {
   EXPECT_FALSE(ParseDuration("5"));
   EXPECT_EQ(FormatBytes(1023), "1023 B");
   EXPECT_EQ(FormatBytes(1536), "1.5 KiB");
+}
+
+TEST(IoMemoryTest, IsWholeHugePagesOfZerosAndMayBeMovedAndReplaced) {
+  constexpr uint64_t kHugePage = 2 * kMiB;
+  for (const uint64_t bytes : {uint64_t{0}, uint64_t{1}, kHugePage, kHugePage + 1}) {
+    IoMemory memory(bytes);
+    EXPECT_EQ(memory.size(), std::max(RoundUp(bytes, kHugePage), kHugePage));
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory.data()) % kHugePage, 0u);
+    EXPECT_EQ(memory.data()[memory.size() - 1], std::byte{0});
+    memory.data()[0] = std::byte{7};
+    IoMemory moved = std::move(memory);
+    EXPECT_EQ(moved.data()[0], std::byte{7});
+    moved = IoMemory(3 * kHugePage);
+    EXPECT_EQ(moved.size(), 3 * kHugePage);
+    EXPECT_EQ(moved.data()[0], std::byte{0});
+  }
+  IoMemory none;
+  EXPECT_EQ(none.data(), nullptr);
+  EXPECT_EQ(none.size(), 0u);
 }
 
 TEST(RandomTest, FollowsTheReferenceSequence) {

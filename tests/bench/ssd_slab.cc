@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -15,7 +14,7 @@
 #include <string_view>
 #include <utility>
 
-#include "base/check.h"
+#include "base/io_memory.h"
 #include "tiering/ssd_manifest.h"
 
 namespace tiercel {
@@ -31,19 +30,9 @@ uint64_t Pages(uint64_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 // Memory of a thread that O_DIRECT takes; it grows and stays.
 std::byte* Space(uint64_t bytes) {
-  struct Held {
-    std::byte* at = nullptr;
-    uint64_t bytes = 0;
-    ~Held() { std::free(at); }
-  };
-  static thread_local Held held;
-  if (held.bytes < bytes) {
-    std::free(held.at);
-    held.at = static_cast<std::byte*>(std::aligned_alloc(kPage, Pages(bytes)));
-    TIERCEL_CHECK(held.at != nullptr);
-    held.bytes = bytes;
-  }
-  return held.at;
+  static thread_local IoMemory held;
+  if (held.size() < bytes) held = IoMemory(bytes);
+  return held.data();
 }
 
 Status Failed(std::string_view what) {

@@ -377,14 +377,14 @@ TEST(SsdRocksdbTest, ADamagedIndexIsMadeAgainFromTheSegmentsAndWhatWasClearedSta
 TEST(SsdRocksdbTest, LargeRecordsComeBackByteForByteHoweverManyPiecesTheyAreReadIn) {
   TempFolder folder;
   SsdStore::Options options = SmallSegments();
-  options.segment_bytes = 8 * kMiB;
+  options.segment_bytes = 16 * kMiB;
   options.capacity_bytes = 256 * kMiB;
   options.verify_record = nullptr;  // Nobody else is to find a wrong byte.
   Shard shard(folder.path(), options);
   // Around where one read becomes several, and around whole pieces.
   uint64_t n = 0;
   for (const size_t bytes :
-       {1 * kMiB, 1535 * kKiB, 1537 * kKiB, 2 * kMiB - 80, 2 * kMiB, 5 * kMiB + 24}) {
+       {1 * kMiB, 2559 * kKiB, 2561 * kKiB, 4 * kMiB - 80, 4 * kMiB, 9 * kMiB + 24}) {
     for (const auto& [i, entry] : Fill(shard, n, 3, bytes)) {
       std::vector<std::byte> read;
       ASSERT_TRUE(shard.Read(entry, read)) << bytes;
