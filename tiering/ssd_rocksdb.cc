@@ -174,7 +174,8 @@ Status CheckFormat(const std::string& path) {
             file, line.substr(0, 64), kFormatLine));
   }
   for (const auto& item : fs::directory_iterator(path)) {
-    if (item.path().filename() == "LOCK") continue;
+    // A disk's own root has the latter from the day it was made.
+    if (item.path().filename() == "LOCK" || item.path().filename() == "lost+found") continue;
     return Fail(Code::kFailedPrecondition,
                 fmt::format("{} is neither empty nor a Tiercel data folder (it holds {})", path,
                             item.path().filename().string()));

@@ -272,6 +272,13 @@ TEST(SsdRocksdbTest, AFolderInUseOrOfAnotherKindIsRefusedByName) {
   EXPECT_THAT(SsdDisk::Open(options).error().message, HasSubstr("thesis.tex"));
 }
 
+TEST(SsdRocksdbTest, AFreshDisksOwnRootIsAnEmptyFolder) {
+  TempFolder folder;
+  std::filesystem::create_directory(folder.path() + "/lost+found");
+  Shard shard(folder.path());
+  EXPECT_EQ(Fill(shard, 0, 3).size(), 3u);
+}
+
 TEST(SsdRocksdbTest, ADiskThatRefusesWritesIsToldAndUsedAgainWhenItTakesThem) {
   TempFolder folder;
   SimClock clock;
