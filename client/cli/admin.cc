@@ -75,7 +75,7 @@ void Print(const v1::StatResponse& stat, const Totals& totals) {
     fmt::print("gpu tier   {} of {}, {}\n", FormatBytes(totals.device), FormatBytes(totals.device_capacity),
                stat.device_state());
   }
-  fmt::print("ssd tier   {} of {} ({:.1f} %), {} durable blocks{}\n", FormatBytes(totals.ssd),
+  fmt::print("ssd tier   {} of {} ({:.1f} %), {} blocks written so far{}\n", FormatBytes(totals.ssd),
              FormatBytes(totals.ssd_capacity), Share(totals.ssd, totals.ssd_capacity),
              totals.durable, stat.ssd_state().empty() ? "" : ", " + stat.ssd_state());
   fmt::print("blocks     {}, {} raw; {} pinned, {} evicted so far, {} corrupt\n", totals.blocks,
@@ -189,7 +189,7 @@ Result<int> Flush(const Common& common) {
   SetDeadline(context, 300 * kSecond);
   v1::FlushResponse reply;
   TIERCEL_TRY(Check(stubs.admin->Flush(&context, v1::FlushRequest(), &reply), common));
-  fmt::print("{} blocks are on SSD\n", reply.durable_blocks());
+  fmt::print("nothing waits to be written any more; {} blocks written so far\n", reply.durable_blocks());
   return 0;
 }
 
