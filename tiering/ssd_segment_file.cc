@@ -55,7 +55,7 @@ class Reader {
   Status Read(int fd, uint64_t at, MutableByteSpan head, MutableByteSpan dst) {
     const uint64_t begin = at / kPage * kPage;
     const uint64_t end = (at + head.size() + dst.size() + kPage - 1) / kPage * kPage;
-    Grow(end - begin);
+    if (end - begin > space_.size()) space_ = IoMemory(end - begin);
     begin_ = begin;
     at_ = at;
     head_ = head;
@@ -65,10 +65,6 @@ class Reader {
   }
 
  private:
-  void Grow(uint64_t bytes) {
-    if (bytes > memory_.size()) memory_ = IoMemory(bytes);
-    space_ = memory_.data();
-  }
   bool OpenQueue() {
     if (queue_ == 0 && !refused_) refused_ = syscall(SYS_io_setup, kPieces, &queue_) != 0;
     return queue_ != 0;
@@ -88,7 +84,8 @@ class Reader {
     const auto copy = [&](uint64_t from, MutableByteSpan to) {
       const uint64_t low = std::max(from, first);
       const uint64_t high = std::min(from + to.size(), first + n);
-      if (low < high) std::memcpy(to.data() + (low - from), space_ + (low - begin_), high - low);
+      if (low < high)
+        std::memcpy(to.data() + (low - from), space_.data() + (low - begin_), high - low);
     };
     copy(at_, head_);
     copy(at_ + head_.size(), dst_);
@@ -101,7 +98,8 @@ class Reader {
   Status ReadWhole(int fd, uint64_t bytes) {
     uint64_t got = 0;
     while (got < bytes) {
-      const ssize_t n = pread(fd, space_ + got, bytes - got, static_cast<off_t>(begin_ + got));
+      const ssize_t n =
+          pread(fd, space_.data() + got, bytes - got, static_cast<off_t>(begin_ + got));
       if (n < 0 && errno == EINTR) continue;
       if (n < 0) return Failed(errno);
       got += static_cast<uint64_t>(n);
@@ -127,7 +125,7 @@ class Reader {
         call.aio_data = next;
         call.aio_lio_opcode = IOCB_CMD_PREAD;
         call.aio_fildes = static_cast<uint32_t>(fd);
-        call.aio_buf = reinterpret_cast<uint64_t>(space_ + next);
+        call.aio_buf = reinterpret_cast<uint64_t>(space_.data() + next);
         call.aio_nbytes = std::min(kPiece, bytes - next);
         call.aio_offset = static_cast<int64_t>(begin_ + next);
         iocb* one = &call;
@@ -163,8 +161,7 @@ class Reader {
     return status;
   }
 
-  IoMemory memory_;
-  std::byte* space_ = nullptr;  // Where it is.
+  IoMemory space_;
   aio_context_t queue_ = 0;
   bool refused_ = false;
   // Of the read under way.
