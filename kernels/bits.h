@@ -24,15 +24,20 @@ class BitWriter {
   void Put(uint32_t value, uint32_t count) {
     held_ |= (uint64_t{value} & ((uint64_t{1} << count) - 1)) << bits_;
     bits_ += count;
-    while (bits_ >= 8) Byte();
+    if (bits_ < 32) return;
+    if (out_.size() >= at_ + 4) {
+      StoreLe(out_.data() + at_, static_cast<uint32_t>(held_));
+      at_ += 4;
+      held_ >>= 32;
+      bits_ -= 32;
+    }
+    while (bits_ >= 32) Byte();
   }
   // Fills the last byte up with zeros; the bytes in all. More than there is room for means that the
   // rest was dropped.
   size_t Finish() {
-    if (bits_ > 0) {
-      bits_ = 8;
-      Byte();
-    }
+    bits_ = (bits_ + 7) / 8 * 8;
+    while (bits_ > 0) Byte();
     return at_;
   }
 

@@ -20,7 +20,7 @@
 
 namespace tiercel {
 
-inline constexpr uint32_t kTileColumns = 32;
+inline constexpr uint32_t kTileColumns = 64;
 
 // How far apart columns lie in a tile: tokens rounded up to 32.
 constexpr size_t ColumnStride(uint32_t tokens) { return (size_t{tokens} + 31) / 32 * 32; }

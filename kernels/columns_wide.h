@@ -77,24 +77,36 @@ struct OrderedRows {
 };
 
 template <class In, class Out>
+TIERCEL_TILES inline void OneTile(const uint16_t* from, In from_row, size_t rows, size_t cols, uint16_t* to, Out to_row,
+                                  size_t r, size_t c) {
+  if (rows - r >= 16 && cols - c >= 16) {
+    Tile<true>(from, from_row, r, 16, to, to_row, c, 16);
+  } else {
+    Tile<false>(from, from_row, r, rows - r, to, to_row, c, cols - c);
+  }
+}
+
+template <class In, class Out>
 TIERCEL_TILES void Tiles(const uint16_t* from, In from_row, size_t rows, size_t cols, uint16_t* to, Out to_row,
                         bool room_in_from) {
-  // 32 columns at a time, which are a cache line of `from`.
-  for (size_t c0 = 0; c0 < cols; c0 += 32) {
-    const size_t c1 = c0 + 32 < cols ? c0 + 32 : cols;
-    for (size_t r = 0; r < rows; r += 16) {
-      if (!room_in_from) {  // From a plane to columns.
-        for (size_t i = r; i < r + 16 && i < rows; ++i) Ask(from + from_row(i) + c0);
+  if (room_in_from) {
+    // From columns to a plane, 16 of whose rows are written at once.
+    for (size_t c = 0; c < cols; c += 16) {
+      for (size_t r0 = 0; r0 < rows; r0 += 32) {
+        for (size_t i = c; i < c + 16 && i < cols; ++i) Ask(to + to_row(i) + r0);
+        for (size_t r = r0; r < r0 + 32 && r < rows; r += 16) {
+          OneTile(from, from_row, rows, cols, to, to_row, r, c);
+        }
       }
-      for (size_t c = c0; c < c1; c += 16) {
-        if (room_in_from && r % 32 == 0) {  // From columns to a plane: its rows are these columns.
-          for (size_t i = c; i < c + 16 && i < cols; ++i) Ask(to + to_row(i) + r);
-        }
-        if (rows - r >= 16 && cols - c >= 16) {
-          Tile<true>(from, from_row, r, 16, to, to_row, c, 16);
-        } else {
-          Tile<false>(from, from_row, r, rows - r, to, to_row, c, cols - c);
-        }
+    }
+    return;
+  }
+  // From a plane to columns, 32 of them at a time, which are a cache line of its rows.
+  for (size_t c0 = 0; c0 < cols; c0 += 32) {
+    for (size_t r = 0; r < rows; r += 16) {
+      for (size_t i = r; i < r + 16 && i < rows; ++i) Ask(from + from_row(i) + c0);
+      for (size_t c = c0; c < c0 + 32 && c < cols; c += 16) {
+        OneTile(from, from_row, rows, cols, to, to_row, r, c);
       }
     }
   }

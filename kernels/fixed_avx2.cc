@@ -9,10 +9,10 @@
 #include "kernels/fixed_scalar.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,f16c")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 #include "kernels/fixed_wide.h"
@@ -144,18 +144,15 @@ struct Avx2 {
     _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
   }
 
-  // Lanes `stride` apart become their sum and difference.
+  // Lanes `stride` apart become their sum and difference; both are exact.
   template <int kStride>
   static F Level(F v) {
     if constexpr (kStride == 1) {
-      const F other = _mm256_permute_ps(v, 0xb1);
-      return _mm256_blend_ps(Add(v, other), Sub(other, v), 0xaa);
+      return _mm256_fmadd_ps(v, _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1), _mm256_permute_ps(v, 0xb1));
     } else if constexpr (kStride == 2) {
-      const F other = _mm256_permute_ps(v, 0x4e);
-      return _mm256_blend_ps(Add(v, other), Sub(other, v), 0xcc);
+      return _mm256_fmadd_ps(v, _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1), _mm256_permute_ps(v, 0x4e));
     } else {
-      const F other = _mm256_permute2f128_ps(v, v, 1);
-      return _mm256_blend_ps(Add(v, other), Sub(other, v), 0xf0);
+      return _mm256_fmadd_ps(v, _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1), _mm256_permute2f128_ps(v, v, 1));
     }
   }
   // To the first value of each block.

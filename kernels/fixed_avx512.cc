@@ -135,7 +135,7 @@ struct Avx512 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(v));
   }
 
-  // Lanes `stride` apart become their sum and difference.
+  // Lanes `stride` apart become their sum and difference; both are exact.
   template <int kStride>
   static F Level(F v) {
     F other;
@@ -152,7 +152,7 @@ struct Avx512 {
                                  : kStride == 2 ? 0xcccc
                                  : kStride == 4 ? 0xf0f0
                                                 : 0xff00;
-    return _mm512_mask_sub_ps(_mm512_add_ps(v, other), kUpper, other, v);
+    return _mm512_fmadd_ps(v, _mm512_mask_mov_ps(Set(1), kUpper, Set(-1)), other);
   }
   // To the first value of each block; a pair's even lanes are half its values.
   template <uint32_t kBlock>

@@ -53,6 +53,8 @@ struct Wide {
     }
     for (size_t row = 1; row < rows; ++row) {
       const std::byte* from = values + 2 * (row * width + at);
+      // What these rows have next; they lie too far apart for the hardware to guess.
+      for (size_t line = 0; line < 2 * kN * kPair; line += 64) __builtin_prefetch(from + 2 * kN * kPair + line, 0, 2);
 #pragma GCC unroll 4
       for (size_t j = 0; j < kN; ++j) {
         const auto value = V::LoadOrdered(from + 2 * j * kPair);
@@ -302,50 +304,65 @@ struct Wide {
     }
   }
 
+  // As many vectors at once as kMaxDim values are, step by step: what one waits for, others fill.
   template <uint32_t kBlock>
   static bool I4EncodeBlocks(const std::byte* values, size_t vectors, uint32_t dim, std::byte* side,
                              std::byte* codes) {
     constexpr size_t kPairs = kBlock > kPair ? kBlock / kPair : 1;
-    P x[kMaxDim / kPair];
+    constexpr size_t kMost = kMaxDim / kPair;
+    P x[kMost];
+    float largest[kMost];
+    float least[kMost];
+    float most[kMost];
     const size_t pairs = dim / kPair;
-    for (size_t v = 0; v < vectors; ++v) {
-      const std::byte* from = values + 2 * v * dim;
-      std::byte* to = codes + v * dim / 2;
-      const float largest = FromHalf<kFp16>(Largest(from, dim, 0));
-      if (!(largest < kLimit)) return false;
-      if (largest < kTiny) {
-        StoreLe<uint32_t>(side + 4 * v, 0);
-        std::memset(to, 0, dim / 2);
-        continue;
+    const size_t batch = kMaxDim / dim;
+    for (size_t begin = 0; begin < vectors; begin += batch) {
+      const size_t count = vectors - begin < batch ? vectors - begin : batch;
+      const std::byte* const from = values + 2 * begin * dim;
+      for (size_t v = 0; v < count; ++v) {
+        largest[v] = FromHalf<kFp16>(Largest(from + 2 * v * dim, dim, 0));
+        if (!(largest[v] < kLimit)) return false;
       }
-      const F upscale = V::Set(I4Upscale(largest));
-      F low = V::Set(0x1p30f);
-      F high = V::Set(-0x1p30f);
-      for (size_t first = 0; first < pairs; first += kPairs) {
-        P block[kPairs];
+      for (size_t v = 0; v < count; ++v) {
+        const F upscale = V::Set(largest[v] < kTiny ? 0.0f : I4Upscale(largest[v]));
+        F low = V::Set(0x1p30f);
+        F high = V::Set(-0x1p30f);
+        for (size_t first = v * pairs; first < (v + 1) * pairs; first += kPairs) {
+          P block[kPairs];
 #pragma GCC unroll 16
-        for (size_t p = 0; p < kPairs; ++p) {
-          const P raw = Load(from + 2 * (first + p) * kPair);
-          block[p] = {V::Round(V::Mul(raw.e, upscale)), V::Round(V::Mul(raw.o, upscale))};
-        }
-        Transform<kPairs, kBlock>(block);
+          for (size_t p = 0; p < kPairs; ++p) {
+            const P raw = Load(from + 2 * (first + p) * kPair);
+            block[p] = {V::Round(V::Mul(raw.e, upscale)), V::Round(V::Mul(raw.o, upscale))};
+          }
+          Transform<kPairs, kBlock>(block);
 #pragma GCC unroll 16
-        for (size_t p = 0; p < kPairs; ++p) {
-          low = V::Min(low, V::Min(block[p].e, block[p].o));
-          high = V::Max(high, V::Max(block[p].e, block[p].o));
-          x[first + p] = block[p];
+          for (size_t p = 0; p < kPairs; ++p) {
+            low = V::Min(low, V::Min(block[p].e, block[p].o));
+            high = V::Max(high, V::Max(block[p].e, block[p].o));
+            x[first + p] = block[p];
+          }
         }
+        least[v] = V::LeastOf(low) + 0.0f;  // -0 is +0 here.
+        most[v] = V::MostOf(high) + 0.0f;
       }
-      const I4Params params = I4Choose(largest, V::LeastOf(low) + 0.0f,  // -0 is +0 here.
-                                         V::MostOf(high) + 0.0f, kBlock);
-      S::Store(side, 2 * v, params.scale);
-      S::Store(side, 2 * v + 1, params.base);
-      const F unit = V::Set(params.unit);
-      const F base = V::Set(FromBf16(params.base));
-      const F inverse = V::Set(params.inverse);
-      for (size_t p = 0; p < pairs; ++p) {
-        V::StoreNibbles(to + p * V::kLanes, V::ToInt(V::Mul(V::Sub(V::Mul(x[p].e, unit), base), inverse)),
-                        V::ToInt(V::Mul(V::Sub(V::Mul(x[p].o, unit), base), inverse)));
+      for (size_t v = 0; v < count; ++v) {
+        std::byte* const to = codes + (begin + v) * dim / 2;
+        if (largest[v] < kTiny) {
+          StoreLe<uint32_t>(side + 4 * (begin + v), 0);
+          std::memset(to, 0, dim / 2);
+          continue;
+        }
+        const I4Params params = I4Choose(largest[v], least[v], most[v], kBlock);
+        S::Store(side, 2 * (begin + v), params.scale);
+        S::Store(side, 2 * (begin + v) + 1, params.base);
+        const F unit = V::Set(params.unit);
+        const F base = V::Set(FromBf16(params.base));
+        const F inverse = V::Set(params.inverse);
+        const P* const coefficients = x + v * pairs;
+        for (size_t p = 0; p < pairs; ++p) {
+          V::StoreNibbles(to + p * V::kLanes, V::ToInt(V::Mul(V::Sub(V::Mul(coefficients[p].e, unit), base), inverse)),
+                          V::ToInt(V::Mul(V::Sub(V::Mul(coefficients[p].o, unit), base), inverse)));
+        }
       }
     }
     return true;

@@ -28,7 +28,6 @@ template <class F>
   requires(sizeof(typename F::Value) != 2)
 struct Loops<F> {
   static auto Split() { return SplitColumn<F>; }
-  static auto Subtract() { return SubtractBase; }
   static auto Join() { return JoinColumn<F>; }
 };
 template <class F>
@@ -46,10 +45,9 @@ struct Loops<F> {
         break;
     }
 #endif
-    return {SplitColumn<F>, SubtractBase, JoinColumn<F>};
+    return {SplitColumn<F>, JoinColumn<F>};
   }
   static SplitFn Split() { return Fns().split; }
-  static SubtractFn Subtract() { return Fns().subtract; }
   static JoinFn Join() { return Fns().join; }
 };
 
@@ -65,7 +63,7 @@ struct Geometry {
 template <class T>
 struct Arrays {
   T* tile;
-  int16_t* values;
+  uint8_t* exponents;  // Of one column.
   int32_t* bases;
   int32_t* list;
   uint8_t* classes;
@@ -74,7 +72,7 @@ struct Arrays {
   template <class Each>
   static void Layout(const Geometry& g, Each&& each) {
     each.template operator()<T>(g.stride * kTileColumns);
-    each.template operator()<int16_t>(g.stride);
+    each.template operator()<uint8_t>(g.stride);
     each.template operator()<int32_t>(g.columns);
     each.template operator()<int32_t>(g.columns);
     each.template operator()<uint8_t>(g.columns);
@@ -90,7 +88,7 @@ struct Arrays {
     size_t i = 0;
     Layout(g, [&]<class U>(uint64_t count) { at[i++] = carve.Take<U>(count); });
     tile = static_cast<T*>(at[0]);
-    values = static_cast<int16_t*>(at[1]);
+    exponents = static_cast<uint8_t*>(at[1]);
     bases = static_cast<int32_t*>(at[2]);
     list = static_cast<int32_t*>(at[3]);
     classes = static_cast<uint8_t*>(at[4]);
@@ -110,17 +108,15 @@ std::optional<uint64_t> EncodeAs(const SegmentShape& shape, ByteSpan raw, Mutabl
   const Arrays<T> arrays(g, carve);
   rans::Encoder encoder(rans::TableSet::kExponents, g.columns, g.tokens, carve.Rest());
   const auto split = Loops<F>::Split();
-  const auto subtract = Loops<F>::Subtract();
   for (uint32_t first = 0; first < g.columns; first += kTileColumns) {
     const uint32_t count = std::min(kTileColumns, g.columns - first);
     LoadColumns<T>(shape, raw, first, count, arrays.tile, g.stride);
     for (uint32_t c = 0; c < count; ++c) {
-      const Exponents exponents = split(arrays.tile + c * g.stride, g.tokens, arrays.values,
-                                        out.data() + kHeader + (first + c) * a_column);
-      const int32_t base = BaseOf(exponents);
+      const Exponents found = split(arrays.tile + c * g.stride, g.tokens, arrays.exponents,
+                                    out.data() + kHeader + (first + c) * a_column);
+      const int32_t base = BaseOf(found);
       arrays.bases[first + c] = base;
-      subtract(arrays.values, g.tokens, base);
-      encoder.Add(arrays.values);
+      encoder.AddBytes(arrays.exponents, base);
     }
   }
   // The planes' last bytes ride as cargo, and what follows takes their place.
@@ -181,7 +177,7 @@ const char* DecodeAs(const SegmentShape& shape, ByteSpan encoded, MutableByteSpa
   for (uint32_t first = 0; first < g.columns; first += kTileColumns) {
     const uint32_t count = std::min(kTileColumns, g.columns - first);
     for (uint32_t c = 0; c < count; ++c) {
-      if (const char* bad = decoder.Column(arrays.values)) return bad;
+      if (const char* bad = decoder.Bytes(arrays.bases[first + c], arrays.exponents)) return bad;
       const uint64_t at = (first + c) * a_column;
       const std::byte* column = from + at;
       if (at + a_column > stored) {  // Some or all of it rode.
@@ -191,7 +187,7 @@ const char* DecodeAs(const SegmentShape& shape, ByteSpan encoded, MutableByteSpa
                     a_column - here);
         column = arrays.planes;
       }
-      join(arrays.values, arrays.bases[first + c], column, g.tokens, arrays.tile + c * g.stride);
+      join(arrays.exponents, column, g.tokens, arrays.tile + c * g.stride);
     }
     StoreColumns<T>(shape, arrays.tile, g.stride, first, count, out);
   }

@@ -15,23 +15,18 @@ namespace tiercel::lle {
 namespace {
 
 template <class F>
-TIERCEL_AVX2 Exponents Split(const uint16_t* column, size_t n, int16_t* exponents,
-                             std::byte* planes) {
+TIERCEL_AVX2 Exponents Split(const uint16_t* column, size_t n, uint8_t* exponents, std::byte* planes) {
   return SplitColumn<F>(column, n, exponents, planes);
 }
-TIERCEL_AVX2 void Subtract(int16_t* values, size_t n, int32_t base) {
-  SubtractBase(values, n, base);
-}
 template <class F>
-TIERCEL_AVX2 void Join(const int16_t* values, int32_t base, const std::byte* planes, size_t n,
-                       uint16_t* column) {
-  JoinColumn<F>(values, base, planes, n, column);
+TIERCEL_AVX2 void Join(const uint8_t* exponents, const std::byte* planes, size_t n, uint16_t* column) {
+  JoinColumn<F>(exponents, planes, n, column);
 }
 
 }  // namespace
 
-ColumnFns Avx2Bf16() { return {Split<Bf16>, Subtract, Join<Bf16>}; }
-ColumnFns Avx2Fp16() { return {Split<Fp16>, Subtract, Join<Fp16>}; }
+ColumnFns Avx2Bf16() { return {Split<Bf16>, Join<Bf16>}; }
+ColumnFns Avx2Fp16() { return {Split<Fp16>, Join<Fp16>}; }
 
 }  // namespace tiercel::lle
 

@@ -31,7 +31,7 @@ inline uint32_t LoadBits(const std::byte* from, size_t n) {
   return bits;
 }
 
-// The first n of 32. Masked stores are slow on some CPUs.
+// The first n of 32 or 64. Masked stores are slow on some CPUs.
 TIERCEL_AVX512 inline void StoreWords(void* to, size_t n, __m512i words) {
   if (n >= 32) {
     _mm512_storeu_si512(to, words);
@@ -39,72 +39,81 @@ TIERCEL_AVX512 inline void StoreWords(void* to, size_t n, __m512i words) {
     _mm512_mask_storeu_epi16(to, First(n), words);
   }
 }
-TIERCEL_AVX512 inline void StoreBytes(void* to, size_t n, __m256i bytes) {
-  if (n >= 32) {
-    _mm256_storeu_si256(static_cast<__m256i*>(to), bytes);
+TIERCEL_AVX512 inline void StoreBytes(void* to, size_t n, __m512i bytes) {
+  if (n >= 64) {
+    _mm512_storeu_si512(to, bytes);
   } else {
-    _mm256_mask_storeu_epi8(to, First(n), bytes);
+    _mm512_mask_storeu_epi8(to, _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n)), bytes);
   }
+}
+TIERCEL_AVX512 inline __m512i LoadWords(const uint16_t* from, size_t n) {
+  return n >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(First(n), from);
+}
+// Words up to 255 as bytes.
+TIERCEL_AVX512 inline __m512i Pack(__m512i a, __m512i b) {
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi16(a, b));
 }
 
 template <bool kFp16>
-TIERCEL_AVX512 Exponents Split(const uint16_t* column, size_t n, int16_t* exponents,
-                               std::byte* planes) {
+TIERCEL_AVX512 inline __m512i ExponentsOf(__m512i v) {
+  return kFp16 ? _mm512_and_si512(_mm512_srli_epi16(v, 10), _mm512_set1_epi16(0x1f))
+               : _mm512_and_si512(_mm512_srli_epi16(v, 7), _mm512_set1_epi16(0xff));
+}
+// The lowest byte of the rest.
+template <bool kFp16>
+TIERCEL_AVX512 inline __m512i RestsOf(__m512i v) {
+  // Of bf16 the sign from one byte higher up, the mantissa as it is.
+  const __m512i low = kFp16 ? v : _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7f), v, _mm512_srli_epi16(v, 8), 0xca);
+  return _mm512_and_si512(low, _mm512_set1_epi16(0xff));
+}
+
+template <bool kFp16>
+TIERCEL_AVX512 Exponents Split(const uint16_t* column, size_t n, uint8_t* exponents, std::byte* planes) {
   const size_t plane = (n + 7) / 8;
   __m512i sum = _mm512_setzero_si512();
-  __m512i least = _mm512_set1_epi16(0x7fff);
+  __m512i least = _mm512_set1_epi8(-1);
   __m512i most = _mm512_setzero_si512();
   uint32_t nonzero = 0;
-  for (size_t i = 0; i < n; i += 32) {
-    const __mmask32 some = First(n - i);
-    const __m512i v = _mm512_maskz_loadu_epi16(some, column + i);
-    __m512i e;
-    __m512i rest;
+  for (size_t i = 0; i < n; i += 64) {
+    const size_t left = n - i;
+    const __m512i a = LoadWords(column + i, left);
+    const __m512i b = left > 32 ? LoadWords(column + i + 32, left - 32) : _mm512_setzero_si512();
+    const __m512i e = Pack(ExponentsOf<kFp16>(a), ExponentsOf<kFp16>(b));
+    StoreBytes(exponents + i, left, e);
+    StoreBytes(planes + i, left, Pack(RestsOf<kFp16>(a), RestsOf<kFp16>(b)));
     if constexpr (kFp16) {
-      e = _mm512_and_si512(_mm512_srli_epi16(v, 10), _mm512_set1_epi16(0x1f));
-      rest = _mm512_and_si512(v, _mm512_set1_epi16(0xff));
-      std::byte* const bits = planes + n + i / 8;
-      StoreBits(bits, some & _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x100)), n - i);
-      StoreBits(bits + plane, some & _mm512_test_epi16_mask(v, _mm512_set1_epi16(0x200)), n - i);
-      StoreBits(bits + 2 * plane, some & _mm512_movepi16_mask(v), n - i);
-    } else {
-      e = _mm512_and_si512(_mm512_srli_epi16(v, 7), _mm512_set1_epi16(0xff));
-      // Sign from one byte higher up, mantissa as it is.
-      rest = _mm512_ternarylogic_epi32(_mm512_set1_epi16(0x7f), v, _mm512_srli_epi16(v, 8), 0xca);
-      rest = _mm512_and_si512(rest, _mm512_set1_epi16(0xff));
+      std::byte* bits = planes + n + i / 8;
+      constexpr int kBits[3] = {0x100, 0x200, 0x8000};
+      for (const int bit : kBits) {
+        const __m512i one = _mm512_set1_epi16(static_cast<int16_t>(bit));
+        StoreBits(bits, _mm512_test_epi16_mask(a, one), left);
+        if (left > 32) StoreBits(bits + 4, _mm512_test_epi16_mask(b, one), left - 32);
+        bits += plane;
+      }
     }
-    StoreWords(exponents + i, n - i, e);
-    StoreBytes(planes + i, n - i, _mm512_cvtepi16_epi8(rest));
-    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(e, _mm512_set1_epi16(1)));
-    nonzero += static_cast<uint32_t>(__builtin_popcount(_mm512_test_epi16_mask(e, e)));
-    least = _mm512_mask_min_epi16(least, some, least, e);
-    most = _mm512_max_epi16(most, e);
+    sum = _mm512_add_epi64(sum, _mm512_sad_epu8(e, _mm512_setzero_si512()));
+    nonzero += static_cast<uint32_t>(__builtin_popcountll(_mm512_test_epi8_mask(e, e)));
+    const __mmask64 some = left >= 64 ? ~uint64_t{0} : _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(left));
+    least = _mm512_mask_min_epu8(least, some, least, e);
+    most = _mm512_max_epu8(most, e);
   }
-  const auto halves_min = _mm512_min_epi16(least, _mm512_srli_epi32(least, 16));
-  const auto halves_max = _mm512_max_epi16(most, _mm512_srli_epi32(most, 16));
-  const __m512i low = _mm512_set1_epi32(0xffff);
-  return {static_cast<uint32_t>(_mm512_reduce_add_epi32(sum)), nonzero,
-          _mm512_reduce_min_epu32(_mm512_and_si512(halves_min, low)),
-          _mm512_reduce_max_epu32(_mm512_and_si512(halves_max, low))};
-}
-
-TIERCEL_AVX512 void Subtract(int16_t* values, size_t n, int32_t base) {
-  const __m512i bases = _mm512_set1_epi16(static_cast<int16_t>(base));
-  for (size_t i = 0; i < n; i += 32) {
-    const __mmask32 some = First(n - i);
-    const __m512i v = _mm512_maskz_loadu_epi16(some, values + i);
-    StoreWords(values + i, n - i, _mm512_sub_epi16(v, bases));
-  }
+  // The least and, as its complement, the most of 16 bytes in words of their own.
+  const auto least_of = [](__m512i v) TIERCEL_AVX512 {
+    const __m256i half = _mm256_min_epu8(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    const __m128i quarter = _mm_min_epu8(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    const __m128i words = _mm_min_epu16(_mm_and_si128(quarter, _mm_set1_epi16(0xff)), _mm_srli_epi16(quarter, 8));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_minpos_epu16(words))) & 0xffffu;
+  };
+  return {static_cast<uint32_t>(_mm512_reduce_add_epi64(sum)), nonzero, least_of(least),
+          255 - least_of(_mm512_xor_si512(most, _mm512_set1_epi8(-1)))};
 }
 
 template <bool kFp16>
-TIERCEL_AVX512 void Join(const int16_t* values, int32_t base, const std::byte* planes, size_t n,
-                         uint16_t* column) {
+TIERCEL_AVX512 void Join(const uint8_t* exponents, const std::byte* planes, size_t n, uint16_t* column) {
   const size_t plane = (n + 7) / 8;
-  const __m512i bases = _mm512_set1_epi16(static_cast<int16_t>(base));
   for (size_t i = 0; i < n; i += 32) {
     const __mmask32 some = First(n - i);
-    const __m512i e = _mm512_add_epi16(_mm512_maskz_loadu_epi16(some, values + i), bases);
+    const __m512i e = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(some, exponents + i));
     const __m512i rest = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(some, planes + i));
     __m512i v;
     if constexpr (kFp16) {
@@ -118,9 +127,8 @@ TIERCEL_AVX512 void Join(const int16_t* values, int32_t base, const std::byte* p
       add(LoadBits(bits + plane, n - i), 0x200);
       add(LoadBits(bits + 2 * plane, n - i), 0x8000);
     } else {
-      v = _mm512_and_si512(_mm512_slli_epi16(e, 7), _mm512_set1_epi16(0x7f80));
-      // | mantissa | sign.
-      v = _mm512_ternarylogic_epi32(v, rest, _mm512_set1_epi16(0x7f), 0xf8);
+      // Exponent | mantissa | sign.
+      v = _mm512_ternarylogic_epi32(_mm512_slli_epi16(e, 7), rest, _mm512_set1_epi16(0x7f), 0xf8);
       v = _mm512_ternarylogic_epi32(v, _mm512_slli_epi16(rest, 8),
                                     _mm512_set1_epi16(static_cast<int16_t>(0x8000)), 0xf8);
     }
@@ -130,8 +138,8 @@ TIERCEL_AVX512 void Join(const int16_t* values, int32_t base, const std::byte* p
 
 }  // namespace
 
-ColumnFns Avx512Bf16() { return {Split<false>, Subtract, Join<false>}; }
-ColumnFns Avx512Fp16() { return {Split<true>, Subtract, Join<true>}; }
+ColumnFns Avx512Bf16() { return {Split<false>, Join<false>}; }
+ColumnFns Avx512Fp16() { return {Split<true>, Join<true>}; }
 
 }  // namespace tiercel::lle
 

@@ -63,7 +63,7 @@ constexpr int32_t BaseOf(const Exponents& e) {
 inline constexpr int32_t kLeastBase = -2;
 
 template <class F>
-constexpr Exponents SplitColumn(const typename F::Value* column, size_t n, int16_t* exponents,
+constexpr Exponents SplitColumn(const typename F::Value* column, size_t n, uint8_t* exponents,
                                 std::byte* planes) {
   Exponents out{0, 0, F::kMaxExponent, 0};
   const size_t bits = (n + 7) / 8;
@@ -72,7 +72,7 @@ constexpr Exponents SplitColumn(const typename F::Value* column, size_t n, int16
   for (size_t i = 0; i < n; ++i) {
     const uint32_t e = F::Exponent(column[i]);
     const uint32_t rest = F::Rest(column[i]);
-    exponents[i] = static_cast<int16_t>(e);
+    exponents[i] = static_cast<uint8_t>(e);
     out.sum += e;
     out.nonzero += e != 0 ? 1 : 0;
     out.least = e < out.least ? e : out.least;
@@ -88,13 +88,8 @@ constexpr Exponents SplitColumn(const typename F::Value* column, size_t n, int16
   return out;
 }
 
-constexpr void SubtractBase(int16_t* values, size_t n, int32_t base) {
-  for (size_t i = 0; i < n; ++i) values[i] = static_cast<int16_t>(values[i] - base);
-}
-
 template <class F>
-constexpr void JoinColumn(const int16_t* values, int32_t base, const std::byte* planes, size_t n,
-                          typename F::Value* column) {
+constexpr void JoinColumn(const uint8_t* exponents, const std::byte* planes, size_t n, typename F::Value* column) {
   const size_t bits = (n + 7) / 8;
   const std::byte* const bit_planes = planes + F::kBytePlanes * n;
   for (size_t i = 0; i < n; ++i) {
@@ -106,7 +101,7 @@ constexpr void JoinColumn(const int16_t* values, int32_t base, const std::byte* 
       rest |= (static_cast<uint32_t>(bit_planes[b * bits + i / 8]) >> (i % 8) & 1)
               << (8 * F::kBytePlanes + b);
     }
-    column[i] = F::Join(static_cast<uint32_t>(values[i] + base), rest);
+    column[i] = F::Join(exponents[i], rest);
   }
 }
 

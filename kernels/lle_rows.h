@@ -6,14 +6,10 @@
 
 namespace tiercel::lle {
 
-using SplitFn = Exponents (*)(const uint16_t* column, size_t n, int16_t* exponents,
-                              std::byte* planes);
-using JoinFn = void (*)(const int16_t* values, int32_t base, const std::byte* planes, size_t n,
-                        uint16_t* column);
-using SubtractFn = void (*)(int16_t* values, size_t n, int32_t base);
+using SplitFn = Exponents (*)(const uint16_t* column, size_t n, uint8_t* exponents, std::byte* planes);
+using JoinFn = void (*)(const uint8_t* exponents, const std::byte* planes, size_t n, uint16_t* column);
 struct ColumnFns {
   SplitFn split;
-  SubtractFn subtract;
   JoinFn join;
 };
 

@@ -57,15 +57,21 @@ uint32_t CargoBits(ByteSpan cargo, uint32_t lane) {
 // Calls f(i) for each of n symbols that is an escape.
 template <class F>
 void ForEscapes(const uint8_t* symbols, uint32_t n, F&& f) {
-  uint32_t first = 0;
-  for (; first + 8 <= n; first += 8) {
+  // Symbols are 15 at most: one more, and only an escape has bit 4.
+  const auto escapes = [symbols](uint32_t at) {
     uint64_t word;
-    std::memcpy(&word, symbols + first, 8);
-    // Symbols are 15 at most: one more, and only an escape has bit 4.
-    for (uint64_t bits = (word + 0x0101010101010101u) & 0x1010101010101010u; bits != 0; bits &= bits - 1) {
-      f(first + static_cast<uint32_t>(std::countr_zero(bits)) / 8);
-    }
+    std::memcpy(&word, symbols + at, 8);
+    return (word + 0x0101010101010101u) & 0x1010101010101010u;
+  };
+  const auto each = [&](uint32_t at) {
+    for (uint64_t bits = escapes(at); bits != 0; bits &= bits - 1) f(at + static_cast<uint32_t>(std::countr_zero(bits)) / 8);
+  };
+  uint32_t first = 0;
+  for (; first + 32 <= n; first += 32) {  // They are few.
+    if ((escapes(first) | escapes(first + 8) | escapes(first + 16) | escapes(first + 24)) == 0) continue;
+    for (uint32_t at = first; at < first + 32; at += 8) each(at);
   }
+  for (; first + 8 <= n; first += 8) each(first);
   for (; first < n; ++first) {
     if (symbols[first] == kEscape) f(first);
   }
@@ -162,32 +168,48 @@ void Encoder::Add(const int16_t* values) {
   if (sum == 0) return;
   const uint32_t shift = shifts_ ? ShiftFor(sum, tokens_) : 0;
   const uint32_t tail = tokens_ - full_;
-  uint8_t* const symbols = symbols_ + rows_ * kLanes;
-  uint8_t* const tails = tails_ + size_t{c} * tail;
   Histogram histogram;
-  fns_.symbols(values, full_, shift, symbols, histogram);
-  if (tail != 0) fns_.symbols(values + full_, tail, shift, tails, histogram);
-  if (!shifts_ && histogram.count[kLargest] == tokens_) return;  // All zero.
-  const uint32_t table = fns_.best_table(tables_.cost, histogram, shift == 0 ? 1 : kWideTable);
-  classes_[c] = MakeClass(table, shift);
-  for (uint32_t r = 0; r < full_ / kLanes; ++r) {
-    row_[rows_++] = {static_cast<uint8_t>(table), kLanes};
-  }
-  if (histogram.count[kEscape] != 0) {
-    const auto add = [&](uint32_t t) {
-      const int32_t reduced = ReducedOf(values[t], shift);
-      const uint32_t byte = EscapeByte(reduced);
-      escapes_[n_escapes_++] = static_cast<std::byte>(byte);
-      if (byte == kFar) StoreLe(far_ + 2 * n_far_++, static_cast<int16_t>(reduced));
-    };
-    ForEscapes(symbols, full_, add);
-    ForEscapes(tails, tail, [&](uint32_t t) { add(full_ + t); });
-  }
+  fns_.symbols(values, full_, shift, symbols_ + rows_ * kLanes, histogram);
+  if (tail != 0) fns_.symbols(values + full_, tail, shift, tails_ + size_t{c} * tail, histogram);
+  Close(c, shift, histogram, [&](uint32_t t) { return ReducedOf(values[t], shift); });
   if (shift != 0) {
     const size_t plane = PlaneBytes(tokens_);
     fns_.rests(values, tokens_, shift, rests_ + rests_bytes_, plane);
     rests_bytes_ += shift * plane;
   }
+}
+
+void Encoder::AddBytes(const uint8_t* bytes, int32_t base) {
+  TIERCEL_CHECK(columns_added_ < columns_ && !shifts_);
+  const uint32_t c = columns_added_++;
+  classes_[c] = MakeClass(0, 0);
+  const uint32_t tail = tokens_ - full_;
+  Histogram histogram;
+  fns_.byte_symbols(bytes, full_, base, symbols_ + rows_ * kLanes, histogram);
+  if (tail != 0) fns_.byte_symbols(bytes + full_, tail, base, tails_ + size_t{c} * tail, histogram);
+  Close(c, 0, histogram, [&](uint32_t t) { return bytes[t] - base; });
+}
+
+// Chooses the table of a column whose symbols stand in their places, and keeps its escapes.
+template <class Reduced>
+void Encoder::Close(uint32_t column, uint32_t shift, const Histogram& histogram, Reduced&& reduced) {
+  if (!shifts_ && histogram.count[kLargest] == tokens_) return;  // All zero.
+  const uint32_t table = fns_.best_table(tables_.cost, histogram, shift == 0 ? 1 : kWideTable);
+  classes_[column] = MakeClass(table, shift);
+  const uint32_t tail = tokens_ - full_;
+  const uint8_t* const symbols = symbols_ + rows_ * kLanes;
+  for (uint32_t r = 0; r < full_ / kLanes; ++r) {
+    row_[rows_++] = {static_cast<uint8_t>(table), kLanes};
+  }
+  if (histogram.count[kEscape] == 0) return;
+  const auto add = [&](uint32_t t) {
+    const int32_t value = reduced(t);
+    const uint32_t byte = EscapeByte(value);
+    escapes_[n_escapes_++] = static_cast<std::byte>(byte);
+    if (byte == kFar) StoreLe(far_ + 2 * n_far_++, static_cast<int16_t>(value));
+  };
+  ForEscapes(symbols, full_, add);
+  ForEscapes(tails_ + size_t{column} * tail, tail, [&](uint32_t t) { add(full_ + t); });
 }
 
 std::optional<uint64_t> Encoder::Finish(uint32_t streams, ByteSpan cargo, MutableByteSpan out) {
@@ -315,28 +337,19 @@ const char* Decoder::Start(std::span<const uint8_t> classes, ByteSpan block) {
   return nullptr;
 }
 
-const char* Decoder::Column(int16_t* values) {
+Decoder::Place Decoder::Next() {
   TIERCEL_CHECK(column_ < columns_);
   const uint32_t c = column_++;
-  const uint32_t shift = ShiftOf(classes_[c]);
-  if (TableOf(classes_[c]) == 0) {
-    std::memset(values, 0, tokens_ * sizeof(int16_t));
-    return nullptr;
-  }
-  const size_t plane = PlaneBytes(tokens_);
-  const std::byte* const rests = rests_.data() + rests_at_;
-  rests_at_ += shift * plane;
-  const uint8_t* const symbols = symbols_ + full_at_;
-  full_at_ += full_;
-  bool escapes = full_ != 0 && fns_.values(symbols, full_, shift, rests, plane, values);
-  const uint32_t tail = tokens_ - full_;
-  const uint8_t* const tails = symbols_ + tail_at_[c];
-  if (tail != 0) {
-    escapes |= fns_.values(tails, tail, shift, rests + full_ / 8, plane, values + full_);
-  }
-  if (!escapes) return nullptr;
+  const Place place{classes_[c], symbols_ + full_at_, symbols_ + tail_at_[c]};
+  if (TableOf(place.klass) != 0) full_at_ += full_;
+  return place;
+}
+
+// Calls put(t, value) with each reduced value of a column that has no symbol.
+template <class Put>
+const char* Decoder::ForEscaped(const Place& place, Put&& put) {
   bool good = true;
-  const auto put = [&](uint32_t t) {
+  const auto take = [&](uint32_t t) {
     const auto byte = std::to_integer<uint32_t>(escapes_[escape_at_++]);
     int32_t reduced = EscapedValue(byte);
     if (byte == kFar) {
@@ -347,12 +360,68 @@ const char* Decoder::Column(int16_t* values) {
       reduced = LoadLe<int16_t>(escapes_.data() + far_at_);
       far_at_ += 2;
     }
+    put(t, reduced);
+  };
+  ForEscapes(place.full, full_, take);
+  ForEscapes(place.tail, tokens_ - full_, [&](uint32_t t) { take(full_ + t); });
+  return good ? nullptr : "shorter than its far escapes";
+}
+
+const char* Decoder::Column(int16_t* values) {
+  const Place place = Next();
+  if (TableOf(place.klass) == 0) {
+    std::memset(values, 0, tokens_ * sizeof(int16_t));
+    return nullptr;
+  }
+  const uint32_t shift = ShiftOf(place.klass);
+  const size_t plane = PlaneBytes(tokens_);
+  const std::byte* const rests = rests_.data() + rests_at_;
+  rests_at_ += shift * plane;
+  bool escapes = full_ != 0 && fns_.values(place.full, full_, shift, rests, plane, values);
+  if (const uint32_t tail = tokens_ - full_; tail != 0) {
+    escapes |= fns_.values(place.tail, tail, shift, rests + full_ / 8, plane, values + full_);
+  }
+  if (!escapes) return nullptr;
+  return ForEscaped(place, [&](uint32_t t, int32_t reduced) {
     // In place of the symbol's 8 stands the value.
     values[t] = static_cast<int16_t>(values[t] + (reduced - 8) * (1 << shift));
-  };
-  ForEscapes(symbols, full_, put);
-  ForEscapes(tails, tail, [&](uint32_t t) { put(full_ + t); });
-  return good ? nullptr : "shorter than its far escapes";
+  });
+}
+
+const char* Decoder::Bytes(int32_t base, uint8_t* bytes) {
+  const Place place = Next();
+  if (TableOf(place.klass) == 0) {
+    std::memset(bytes, static_cast<uint8_t>(base), tokens_);
+    return nullptr;
+  }
+  const uint32_t shift = ShiftOf(place.klass);
+  bool escapes = false;
+  if (shift == 0) {
+    if (full_ != 0) escapes = fns_.byte_values(place.full, full_, base, bytes);
+    if (full_ != tokens_) escapes |= fns_.byte_values(place.tail, tokens_ - full_, base, bytes + full_);
+  } else {
+    escapes = ShiftedBytes(place, base, bytes);
+  }
+  if (!escapes) return nullptr;
+  return ForEscaped(place, [&](uint32_t t, int32_t reduced) {
+    bytes[t] = static_cast<uint8_t>(bytes[t] + static_cast<uint32_t>(reduced - 8) * (1u << shift));
+  });
+}
+
+// No encoder of bytes shifts them, but the format lets one.
+bool Decoder::ShiftedBytes(const Place& place, int32_t base, uint8_t* bytes) {
+  const uint32_t shift = ShiftOf(place.klass);
+  const size_t plane = PlaneBytes(tokens_);
+  bool escapes = false;
+  for (uint32_t t = 0; t < tokens_; t += kLanes) {
+    int16_t values[kLanes];
+    const uint32_t n = std::min(kLanes, tokens_ - t);
+    const uint8_t* const symbols = t < full_ ? place.full + t : place.tail;
+    escapes |= fns_.values(symbols, n, shift, rests_.data() + rests_at_ + t / 8, plane, values);
+    for (uint32_t i = 0; i < n; ++i) bytes[t + i] = static_cast<uint8_t>(values[i] + base);
+  }
+  rests_at_ += shift * plane;
+  return escapes;
 }
 
 const char* Decoder::Finish() const {

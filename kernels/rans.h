@@ -50,6 +50,8 @@ class Encoder {
   Encoder(TableSet set, uint32_t columns, uint32_t tokens, MutableByteSpan scratch);
   // The next column: `tokens` values of magnitude up to kMaxValue. Called once a column.
   void Add(const int16_t* values);
+  // The same of bytes[i] - base, base from -2 to 255; not of a set that is shifted.
+  void AddBytes(const uint8_t* bytes, int32_t base);
   // The class of what was added last, and of all.
   uint8_t last_class() const { return classes_[columns_added_ - 1]; }
   std::span<const uint8_t> classes() const { return {classes_, columns_added_}; }
@@ -57,6 +59,9 @@ class Encoder {
   std::optional<uint64_t> Finish(uint32_t streams, ByteSpan cargo, MutableByteSpan out);
 
  private:
+  template <class Reduced>
+  void Close(uint32_t column, uint32_t shift, const Histogram& histogram, Reduced&& reduced);
+
   const Tables& tables_;
   const RowFns fns_;
   const bool shifts_;  // Exponents are never shifted.
@@ -89,9 +94,22 @@ class Decoder {
   uint32_t streams() const { return streams_; }
   // The next column's values; columns come in order. Null, or what is wrong.
   const char* Column(int16_t* values);
+  // The same of a column that AddBytes took: the low byte of each.
+  const char* Bytes(int32_t base, uint8_t* bytes);
   const char* Finish() const;
 
  private:
+  // Where the next column's symbols lie.
+  struct Place {
+    uint8_t klass;
+    const uint8_t* full;
+    const uint8_t* tail;
+  };
+  Place Next();
+  bool ShiftedBytes(const Place& place, int32_t base, uint8_t* bytes);
+  template <class Put>
+  const char* ForEscaped(const Place& place, Put&& put);
+
   const Tables& tables_;
   const RowFns fns_;
   const uint32_t columns_;

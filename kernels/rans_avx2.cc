@@ -244,6 +244,42 @@ TIERCEL_AVX2 uint64_t Magnitude(const int16_t* values, size_t n) {
   return total;
 }
 
+// Puts n symbols, 32 at a time, of which symbols_at(i) makes those of values i on; how many: what is left is less.
+// Of 64 the counts are those of their bits.
+template <class SymbolsAt>
+TIERCEL_AVX2 inline size_t PutSymbols(size_t n, uint8_t* symbols, Histogram& histogram, SymbolsAt&& symbols_at) {
+  uint64_t counts[4] = {};  // Four symbols a word, 16 bits each.
+  size_t i = 0;
+  while (i + 32 <= n) {
+    uint64_t plane[4] = {};
+    uint64_t none = 64;  // Of these 64.
+    for (unsigned half = 0; half < 2 && i + 32 <= n; ++half, i += 32) {
+      const __m256i made = symbols_at(i);
+      Store(symbols + i, made);
+      for (unsigned bit = 0; bit < 4; ++bit) {
+        const auto bits = static_cast<uint32_t>(_mm256_movemask_epi8(_mm256_slli_epi16(made, static_cast<int>(7 - bit))));
+        plane[bit] |= uint64_t{bits} << (32 * half);
+      }
+      none -= 32;
+    }
+    const uint64_t low[4] = {~(plane[0] | plane[1]), plane[0] & ~plane[1], plane[1] & ~plane[0], plane[0] & plane[1]};
+    const uint64_t high[4] = {~(plane[2] | plane[3]), plane[2] & ~plane[3], plane[3] & ~plane[2], plane[2] & plane[3]};
+    for (unsigned h = 0; h < 4; ++h) {
+      for (unsigned l = 0; l < 4; ++l) {
+        counts[h] += static_cast<uint64_t>(__builtin_popcountll(high[h] & low[l])) << (16 * l);
+      }
+    }
+    counts[0] -= none;  // Their bits were taken for zeros.
+  }
+  for (unsigned h = 0; h < 4; ++h) {
+    uint64_t all;
+    __builtin_memcpy(&all, &histogram.count[4 * h], 8);
+    all += counts[h];
+    __builtin_memcpy(&histogram.count[4 * h], &all, 8);
+  }
+  return i;
+}
+
 TIERCEL_AVX2 void Symbols(const int16_t* values, size_t n, uint32_t shift, uint8_t* symbols,
                           Histogram& histogram) {
   const __m256i offset = _mm256_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
@@ -254,29 +290,33 @@ TIERCEL_AVX2 void Symbols(const int16_t* values, size_t n, uint32_t shift, uint8
     const __m256i reduced = _mm256_sra_epi16(_mm256_add_epi16(Load(from), offset), by);
     return _mm256_min_epu16(_mm256_add_epi16(reduced, seven), escape);
   };
-  uint32_t count[kSymbols] = {};
-  size_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    const __m256i all = _mm256_permute4x64_epi64(
-        _mm256_packus_epi16(reduce(values + i), reduce(values + i + 16)), 0xd8);
-    Store(symbols + i, all);
-    for (uint32_t s = 0; s < kSymbols; ++s) {
-      count[s] += static_cast<uint32_t>(__builtin_popcount(static_cast<uint32_t>(
-          _mm256_movemask_epi8(_mm256_cmpeq_epi8(all, _mm256_set1_epi8(static_cast<char>(s)))))));
-    }
-  }
-  for (uint32_t s = 0; s < kSymbols; ++s) {
-    histogram.count[s] = static_cast<uint16_t>(histogram.count[s] + count[s]);
-  }
-  if (i < n) ScalarRows().symbols(values + i, n - i, shift, symbols + i, histogram);
+  const size_t done = PutSymbols(n, symbols, histogram, [&](size_t i) TIERCEL_AVX2 {
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(reduce(values + i), reduce(values + i + 16)), 0xd8);
+  });
+  if (done < n) ScalarRows().symbols(values + done, n - done, shift, symbols + done, histogram);
+}
+
+TIERCEL_AVX2 void ByteSymbols(const uint8_t* bytes, size_t n, int32_t base, uint8_t* symbols, Histogram& histogram) {
+  // Symbol 0 is the byte base - 7: up by as much as that is below 0, or down.
+  const int32_t zero = base - kLargest;
+  const __m256i up = _mm256_set1_epi8(static_cast<char>(zero < 0 ? -zero : 0));
+  const __m256i down = _mm256_set1_epi8(static_cast<char>(zero < 0 ? 0 : zero));
+  const __m256i escape = _mm256_set1_epi8(kEscape);
+  const size_t done = PutSymbols(n, symbols, histogram, [&](size_t i) TIERCEL_AVX2 {
+    const __m256i raised = _mm256_adds_epu8(Load(bytes + i), up);
+    const __m256i reached = _mm256_cmpeq_epi8(_mm256_max_epu8(raised, down), raised);
+    return _mm256_blendv_epi8(escape, _mm256_min_epu8(_mm256_sub_epi8(raised, down), escape), reached);
+  });
+  if (done < n) ScalarRows().byte_symbols(bytes + done, n - done, base, symbols + done, histogram);
 }
 
 TIERCEL_AVX2 uint32_t BestTable(const CostTable& costs, const Histogram& histogram,
                                 uint32_t first) {
   __m256i sum[4] = {};
   for (uint32_t p = 0; p < 8; ++p) {
-    const __m256i counts = _mm256_set1_epi32(
-        static_cast<int>(histogram.count[2 * p] | uint32_t{histogram.count[2 * p + 1]} << 16));
+    int32_t two;
+    __builtin_memcpy(&two, &histogram.count[2 * p], 4);
+    const __m256i counts = _mm256_set1_epi32(two);
     for (uint32_t i = 0; i < 4; ++i) {
       sum[i] = _mm256_add_epi32(sum[i], _mm256_madd_epi16(counts, Load(&costs.pair[p][8 * i])));
     }
@@ -355,9 +395,26 @@ TIERCEL_AVX2 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, const
   return some;
 }
 
+TIERCEL_AVX2 bool ByteValues(const uint8_t* symbols, size_t n, int32_t base, uint8_t* bytes) {
+  const __m256i zero = _mm256_set1_epi8(static_cast<char>(base - kLargest));
+  const __m256i escape = _mm256_set1_epi8(kEscape);
+  __m256i escapes = _mm256_setzero_si256();
+  size_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m256i some = Load(symbols + i);
+    escapes = _mm256_or_si256(escapes, _mm256_cmpeq_epi8(some, escape));
+    Store(bytes + i, _mm256_add_epi8(some, zero));
+  }
+  bool some = _mm256_testz_si256(escapes, escapes) == 0;
+  if (i < n) some |= ScalarRows().byte_values(symbols + i, n - i, base, bytes + i);
+  return some;
+}
+
 }  // namespace
 
-RowFns Avx2Rows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Rests, Escapes, Values}; }
+RowFns Avx2Rows() {
+  return {Encode, Decode, Magnitude, Symbols, ByteSymbols, BestTable, Rests, Escapes, Values, ByteValues};
+}
 
 }  // namespace tiercel::rans
 

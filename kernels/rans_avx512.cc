@@ -5,7 +5,7 @@
 #include "kernels/rans_rows.h"
 
 #define TIERCEL_AVX512 \
-  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512vpopcntdq,avx2,bmi,bmi2,popcnt")))
+  __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,avx512bitalg,gfni,avx2,bmi,bmi2,popcnt")))
 
 namespace tiercel::rans {
 namespace {
@@ -275,48 +275,54 @@ TIERCEL_AVX512 uint64_t Magnitude(const int16_t* values, size_t n) {
   return static_cast<uint64_t>(_mm512_reduce_add_epi32(sum));  // At most 4096 values: below 2^31.
 }
 
-// Adds up to 512 symbols, given as the four bits of each: word g of plane b is bit b of symbols 64 g on.
-TIERCEL_AVX512 inline void Count(const uint64_t (&planes)[4][8], Histogram& histogram) {
-  const auto pairs = [&](int low, __m512i (&out)[4]) TIERCEL_AVX512 {
-    const __m512i a = _mm512_loadu_si512(planes[low]);
-    const __m512i b = _mm512_loadu_si512(planes[low + 1]);
-    out[0] = _mm512_ternarylogic_epi64(a, b, b, 0x03);  // Neither.
-    out[1] = _mm512_andnot_si512(b, a);
-    out[2] = _mm512_andnot_si512(a, b);
-    out[3] = _mm512_and_si512(a, b);
-  };
-  __m512i low[4];
-  __m512i high[4];
-  pairs(0, low);
-  pairs(2, high);
-  for (size_t h = 0; h < 4; ++h) {
-    // Four counts a word, 16 bits each: at most 512 of all words.
-    __m512i counts = _mm512_popcnt_epi64(_mm512_and_si512(high[h], low[0]));
-    for (unsigned l = 1; l < 4; ++l) {
-      counts = _mm512_add_epi64(counts, _mm512_slli_epi64(_mm512_popcnt_epi64(_mm512_and_si512(high[h], low[l])), 16 * l));
-    }
-    const auto sum = static_cast<uint64_t>(_mm512_reduce_add_epi64(counts));
-    for (size_t l = 0; l < 4; ++l) {
-      histogram.count[4 * h + l] = static_cast<uint16_t>(histogram.count[4 * h + l] + static_cast<uint16_t>(sum >> (16 * l)));
-    }
-  }
-}
+// Counts symbols: a symbol is one bit of a byte, of eight such bytes the bits are turned about and counted.
+struct Counts {
+  __m512i below_8;
+  __m512i from_8;
 
-// The same of up to 64 symbols, whose planes are one word each: a band's, say.
-TIERCEL_AVX512 inline void CountFew(const uint64_t (&planes)[4][8], Histogram& histogram) {
-  const auto pairs = [](uint64_t a, uint64_t b, uint64_t (&out)[4]) TIERCEL_AVX512 {
-    out[0] = ~(a | b);
-    out[1] = a & ~b;
-    out[2] = b & ~a;
-    out[3] = a & b;
-  };
-  uint64_t low[4];
-  uint64_t high[4];
-  pairs(planes[0][0], planes[1][0], low);
-  pairs(planes[2][0], planes[3][0], high);
-  for (size_t s = 0; s < 16; ++s) {
-    histogram.count[s] = static_cast<uint16_t>(histogram.count[s] + __builtin_popcountll(high[s / 4] & low[s % 4]));
+  TIERCEL_AVX512 void Clear() { below_8 = from_8 = _mm512_setzero_si512(); }
+  TIERCEL_AVX512 void Add(__m512i symbols, __mmask64 valid) {
+    const __m512i bit = _mm512_set1_epi64(static_cast<long long>(0x8040201008040201));  // Byte i: bit i.
+    const __m512i of_8 = _mm512_xor_si512(symbols, _mm512_set1_epi8(8));
+    // A shuffle gives 0 where bit 7 of an index is set.
+    const __m512i low = _mm512_maskz_shuffle_epi8(valid, bit, _mm512_add_epi8(symbols, _mm512_set1_epi8(0x78)));
+    const __m512i high = _mm512_maskz_shuffle_epi8(valid, bit, _mm512_add_epi8(of_8, _mm512_set1_epi8(0x78)));
+    below_8 = _mm512_add_epi8(below_8, _mm512_popcnt_epi8(_mm512_gf2p8affine_epi64_epi8(bit, low, 0)));
+    from_8 = _mm512_add_epi8(from_8, _mm512_popcnt_epi8(_mm512_gf2p8affine_epi64_epi8(bit, high, 0)));
   }
+  // Of at most 31 calls of Add.
+  TIERCEL_AVX512 void MoveTo(Histogram& histogram) {
+    // Byte s of each word counts symbol s (or 8 + s): the eight of one symbol side by side, and added.
+    const __m512i rows = _mm512_setr_epi64(0x3830282018100800, 0x3931292119110901, 0x3a322a221a120a02, 0x3b332b231b130b03,
+                                           0x3c342c241c140c04, 0x3d352d251d150d05, 0x3e362e261e160e06, 0x3f372f271f170f07);
+    const __m512i zero = _mm512_setzero_si512();
+    const __m128i low = _mm512_cvtepi64_epi16(_mm512_sad_epu8(_mm512_permutexvar_epi8(rows, below_8), zero));
+    const __m128i high = _mm512_cvtepi64_epi16(_mm512_sad_epu8(_mm512_permutexvar_epi8(rows, from_8), zero));
+    auto* const to = reinterpret_cast<__m256i*>(histogram.count.data());
+    _mm256_store_si256(to, _mm256_add_epi16(_mm256_load_si256(to), _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1)));
+    Clear();
+  }
+};
+
+// Puts n symbols, 64 at a time: symbols_at(i, valid) makes those of values i on, of which valid are there.
+template <class SymbolsAt>
+TIERCEL_AVX512 inline void PutSymbols(size_t n, uint8_t* symbols, Histogram& histogram, SymbolsAt&& symbols_at) {
+  Counts counts;
+  counts.Clear();
+  for (size_t i = 0; i < n; i += 64) {
+    if (n - i >= 64) {  // Masked stores are slow on some CPUs.
+      const __m512i made = symbols_at(i, ~uint64_t{0});
+      _mm512_storeu_si512(symbols + i, made);
+      counts.Add(made, ~uint64_t{0});
+    } else {
+      const uint64_t valid = _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n - i));
+      const __m512i made = symbols_at(i, valid);
+      _mm512_mask_storeu_epi8(symbols + i, valid, made);
+      counts.Add(made, valid);
+    }
+    if (i % 1024 == 1024 - 64) counts.MoveTo(histogram);
+  }
+  counts.MoveTo(histogram);
 }
 
 TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uint8_t* symbols,
@@ -325,40 +331,31 @@ TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uin
   const __m128i by = _mm_cvtsi32_si128(static_cast<int>(shift));
   const __m512i seven = _mm512_set1_epi16(kLargest);
   const __m512i escape = _mm512_set1_epi16(kEscape);
-  const auto reduce = [&](__m512i v) TIERCEL_AVX512 {
+  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  const auto reduce = [&](const int16_t* from, __mmask32 some) TIERCEL_AVX512 {
+    const __m512i v = some == ~0u ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(some, from);
     const __m512i reduced = _mm512_sra_epi16(_mm512_add_epi16(v, offset), by);
-    return _mm512_cvtepi16_epi8(_mm512_min_epu16(_mm512_add_epi16(reduced, seven), escape));
+    return _mm512_min_epu16(_mm512_add_epi16(reduced, seven), escape);
   };
-  for (size_t begin = 0; begin < n; begin += 512) {
-    uint64_t planes[4][8] = {};
-    const size_t end = n - begin < 512 ? n : begin + 512;
-    for (size_t i = begin; i < end; i += 64) {
-      const size_t left = end - i;
-      __m512i both;
-      uint64_t valid = ~uint64_t{0};
-      if (left >= 64) {  // Masked stores are slow on some CPUs.
-        const __m256i a = reduce(_mm512_loadu_si512(values + i));
-        const __m256i b = reduce(_mm512_loadu_si512(values + i + 32));
-        both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-        _mm512_storeu_si512(symbols + i, both);
-      } else {
-        const __mmask32 first = First(left);
-        const __mmask32 second = left > 32 ? First(left - 32) : 0;
-        const __m256i a = reduce(_mm512_maskz_loadu_epi16(first, values + i));
-        const __m256i b = reduce(_mm512_maskz_loadu_epi16(second, values + i + 32));
-        both = _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
-        valid = uint64_t{first} | uint64_t{second} << 32;
-        _mm512_mask_storeu_epi8(symbols + i, valid, both);
-      }
-      for (unsigned bit = 0; bit < 4; ++bit) {
-        planes[bit][(i - begin) / 64] = valid & _mm512_movepi8_mask(_mm512_slli_epi16(both, 7 - bit));
-      }
-    }
-    const size_t room = end - begin <= 64 ? 64 : 512;
-    room == 64 ? CountFew(planes, histogram) : Count(planes, histogram);
-    // Words and bits that stand for no symbol were taken for zeros.
-    histogram.count[0] = static_cast<uint16_t>(histogram.count[0] - (room - (end - begin)));
-  }
+  PutSymbols(n, symbols, histogram, [&](size_t i, uint64_t valid) TIERCEL_AVX512 {
+    const __m512i a = reduce(values + i, static_cast<__mmask32>(valid));
+    const __m512i b = reduce(values + i + 32, static_cast<__mmask32>(valid >> 32));
+    return _mm512_permutexvar_epi64(in_order, _mm512_packus_epi16(a, b));
+  });
+}
+
+TIERCEL_AVX512 void ByteSymbols(const uint8_t* bytes, size_t n, int32_t base, uint8_t* symbols, Histogram& histogram) {
+  // Symbol 0 is the byte base - 7: up by as much as that is below 0, or down.
+  const int32_t zero = base - kLargest;
+  const __m512i up = _mm512_set1_epi8(static_cast<char>(zero < 0 ? -zero : 0));
+  const __m512i down = _mm512_set1_epi8(static_cast<char>(zero < 0 ? 0 : zero));
+  const __m512i escape = _mm512_set1_epi8(kEscape);
+  PutSymbols(n, symbols, histogram, [&](size_t i, uint64_t valid) TIERCEL_AVX512 {
+    const __m512i v = valid == ~uint64_t{0} ? _mm512_loadu_si512(bytes + i) : _mm512_maskz_loadu_epi8(valid, bytes + i);
+    const __m512i raised = _mm512_adds_epu8(v, up);
+    const __mmask64 below = _mm512_cmplt_epu8_mask(raised, down);
+    return _mm512_mask_mov_epi8(_mm512_min_epu8(_mm512_sub_epi8(raised, down), escape), below, escape);
+  });
 }
 
 TIERCEL_AVX512 uint32_t BestTable(const CostTable& costs, const Histogram& histogram,
@@ -366,8 +363,9 @@ TIERCEL_AVX512 uint32_t BestTable(const CostTable& costs, const Histogram& histo
   __m512i low = _mm512_setzero_si512();
   __m512i high = _mm512_setzero_si512();
   for (uint32_t p = 0; p < 8; ++p) {
-    const __m512i counts = _mm512_set1_epi32(
-        static_cast<int>(histogram.count[2 * p] | uint32_t{histogram.count[2 * p + 1]} << 16));
+    int32_t two;
+    __builtin_memcpy(&two, &histogram.count[2 * p], 4);
+    const __m512i counts = _mm512_set1_epi32(two);
     low = _mm512_add_epi32(low, _mm512_madd_epi16(counts, _mm512_load_si512(&costs.pair[p][0])));
     high = _mm512_add_epi32(high, _mm512_madd_epi16(counts, _mm512_load_si512(&costs.pair[p][16])));
   }
@@ -376,12 +374,11 @@ TIERCEL_AVX512 uint32_t BestTable(const CostTable& costs, const Histogram& histo
   low = _mm512_or_si512(_mm512_slli_epi32(low, 5), index);
   high = _mm512_or_si512(_mm512_slli_epi32(high, 5),
                          _mm512_add_epi32(index, _mm512_set1_epi32(16)));
-  const uint32_t allowed = ~0u << first;
-  const uint32_t a = static_cast<__mmask16>(allowed) == 0
-                         ? UINT32_MAX
-                         : _mm512_mask_reduce_min_epu32(static_cast<__mmask16>(allowed), low);
-  const uint32_t b = _mm512_mask_reduce_min_epu32(static_cast<__mmask16>(allowed >> 16), high);
-  return (a < b ? a : b) & 31;
+  const uint32_t barred = ~(~0u << first);
+  const __m512i most = _mm512_set1_epi32(-1);
+  low = _mm512_mask_mov_epi32(low, static_cast<__mmask16>(barred), most);
+  high = _mm512_mask_mov_epi32(high, static_cast<__mmask16>(barred >> 16), most);
+  return _mm512_reduce_min_epu32(_mm512_min_epu32(low, high)) & 31;
 }
 
 TIERCEL_AVX512 void Rests(const int16_t* values, size_t n, uint32_t shift, std::byte* planes,
@@ -449,15 +446,36 @@ TIERCEL_AVX512 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, con
   return escapes != 0;
 }
 
+TIERCEL_AVX512 bool ByteValues(const uint8_t* symbols, size_t n, int32_t base, uint8_t* bytes) {
+  const __m512i zero = _mm512_set1_epi8(static_cast<char>(base - kLargest));
+  const __m512i escape = _mm512_set1_epi8(kEscape);
+  __mmask64 escapes = 0;
+  size_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    const __m512i some = _mm512_loadu_si512(symbols + i);
+    escapes |= _mm512_cmpeq_epi8_mask(some, escape);
+    _mm512_storeu_si512(bytes + i, _mm512_add_epi8(some, zero));
+  }
+  if (i < n) {
+    const __mmask64 valid = _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n - i));
+    const __m512i some = _mm512_maskz_loadu_epi8(valid, symbols + i);
+    escapes |= _mm512_cmpeq_epi8_mask(some, escape);
+    _mm512_mask_storeu_epi8(bytes + i, valid, _mm512_add_epi8(some, zero));
+  }
+  return escapes != 0;
+}
+
 }  // namespace
 
 bool HasAvx512Rows() {
   static const bool has =
       __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("avx512vbmi") != 0 &&
-      __builtin_cpu_supports("avx512vpopcntdq") != 0;
+      __builtin_cpu_supports("avx512bitalg") != 0 && __builtin_cpu_supports("gfni") != 0;
   return has;
 }
-RowFns Avx512Rows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Rests, Escapes, Values}; }
+RowFns Avx512Rows() {
+  return {Encode, Decode, Magnitude, Symbols, ByteSymbols, BestTable, Rests, Escapes, Values, ByteValues};
+}
 
 }  // namespace tiercel::rans
 

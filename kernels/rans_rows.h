@@ -32,7 +32,7 @@ using DecodeRowsFn = bool (*)(const Tables& tables, const Row* rows, size_t n, u
                               const std::byte* limit);
 
 // What a column's values come to, reduced by a shift.
-struct Histogram {
+struct alignas(32) Histogram {
   std::array<uint16_t, kSymbols> count{};
 };
 // The sum of magnitudes of n values.
@@ -40,6 +40,8 @@ using MagnitudeFn = uint64_t (*)(const int16_t* values, size_t n);
 // Symbols of n values (n at most 4096).
 using SymbolsFn = void (*)(const int16_t* values, size_t n, uint32_t shift, uint8_t* symbols,
                            Histogram& histogram);
+// The same of n values bytes[i] - base, not reduced; base is -2 to 255.
+using ByteSymbolsFn = void (*)(const uint8_t* bytes, size_t n, int32_t base, uint8_t* symbols, Histogram& histogram);
 // The cheapest table from `first` on; among equals the lowest.
 using BestTableFn = uint32_t (*)(const CostTable& costs, const Histogram& histogram, uint32_t first);
 // The low bits of n values to `shift` planes.
@@ -52,21 +54,26 @@ using EscapesFn = size_t (*)(const uint8_t* symbols, size_t n);
 using ValuesFn = bool (*)(const uint8_t* symbols, size_t n, uint32_t shift, const std::byte* rests,
                           size_t plane_bytes, int16_t* values);
 
+// n symbols to the low bytes of base - 7..8; true where one is an escape.
+using ByteValuesFn = bool (*)(const uint8_t* symbols, size_t n, int32_t base, uint8_t* bytes);
+
 struct RowFns {
   EncodeRowsFn encode;
   DecodeRowsFn decode;
   MagnitudeFn magnitude;
   SymbolsFn symbols;
+  ByteSymbolsFn byte_symbols;
   BestTableFn best_table;
   RestsFn rests;
   EscapesFn escapes;
   ValuesFn values;
+  ByteValuesFn byte_values;
 };
 
 RowFns ScalarRows();
 #if defined(__x86_64__)
 RowFns Avx2Rows();
-bool HasAvx512Rows();  // They need VBMI2.
+bool HasAvx512Rows();  // They need VBMI2, BITALG and GFNI.
 RowFns Avx512Rows();
 #endif
 RowFns ActiveRows();

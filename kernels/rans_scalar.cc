@@ -38,6 +38,14 @@ void Symbols(const int16_t* values, size_t n, uint32_t shift, uint8_t* symbols,
   }
 }
 
+void ByteSymbols(const uint8_t* bytes, size_t n, int32_t base, uint8_t* symbols, Histogram& histogram) {
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t symbol = SymbolOf(bytes[i] - base);
+    symbols[i] = static_cast<uint8_t>(symbol);
+    ++histogram.count[symbol];
+  }
+}
+
 uint32_t BestTable(const CostTable& costs, const Histogram& histogram, uint32_t first) {
   uint32_t best = first;
   uint32_t least = UINT32_MAX;
@@ -91,8 +99,19 @@ bool Values(const uint8_t* symbols, size_t n, uint32_t shift, const std::byte* r
   return escapes;
 }
 
+bool ByteValues(const uint8_t* symbols, size_t n, int32_t base, uint8_t* bytes) {
+  bool escapes = false;
+  for (size_t i = 0; i < n; ++i) {
+    escapes |= symbols[i] == kEscape;
+    bytes[i] = static_cast<uint8_t>(symbols[i] + base - kLargest);
+  }
+  return escapes;
+}
+
 }  // namespace
 
-RowFns ScalarRows() { return {Encode, Decode, Magnitude, Symbols, BestTable, Rests, Escapes, Values}; }
+RowFns ScalarRows() {
+  return {Encode, Decode, Magnitude, Symbols, ByteSymbols, BestTable, Rests, Escapes, Values, ByteValues};
+}
 
 }  // namespace tiercel::rans
