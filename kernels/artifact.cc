@@ -199,6 +199,9 @@ Status Artifact::ReadTransform(const Entry& entry) {
       pair = static_cast<int32_t>(static_cast<uint32_t>(pair) | half << (c % 2 * 16));
     }
   }
+  transform.raised.resize(n * n + 3);
+  std::transform(transform.synthesis.begin(), transform.synthesis.end(), transform.raised.begin(),
+                 [](int8_t v) { return static_cast<uint8_t>(v + 128); });
   transforms_[{entry.layer, entry.kind, entry.group}] = std::move(transform);
   return OkStatus();
 }

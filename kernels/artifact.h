@@ -49,6 +49,7 @@ struct KltTransform {
   std::span<const int8_t> synthesis;  // [n][n]: dimension, coefficient.
   std::span<const float> analysis;    // [n][n]: coefficient, dimension.
   std::vector<int32_t> pairs;         // [n][row_pairs]: synthesis as two int16 a word, low half first.
+  std::vector<uint8_t> raised;        // [n][n] and 3 more: synthesis + 128.
   uint32_t row_pairs() const { return (n + 1) / 2; }
 };
 

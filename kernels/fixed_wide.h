@@ -35,38 +35,35 @@ struct Wide {
 
   // ---- I8
 
+  // Some rows at a time, which the hardware then reads ahead in, and their bounds so far beside them.
   static void PanelBounds(const std::byte* values, size_t rows, size_t width, std::byte* low,
                           std::byte* high) {
-    size_t i = 0;
-    for (; i + 4 * kPair <= width; i += 4 * kPair) BoundColumns<4>(values, rows, width, i, low, high);
-    for (; i + kPair <= width; i += kPair) BoundColumns<1>(values, rows, width, i, low, high);
-    S::PanelBoundsFrom(i, values, rows, width, low, high);
-  }
-  template <size_t kN>
-  static void BoundColumns(const std::byte* values, size_t rows, size_t width, size_t at,
-                           std::byte* low, std::byte* high) {
-    typename V::H least[kN];
-    typename V::H most[kN];
-#pragma GCC unroll 4
-    for (size_t j = 0; j < kN; ++j) {
-      least[j] = most[j] = V::LoadOrdered(values + 2 * (at + j * kPair));
-    }
-    for (size_t row = 1; row < rows; ++row) {
-      const std::byte* from = values + 2 * (row * width + at);
-      // What these rows have next; they lie too far apart for the hardware to guess.
-      for (size_t line = 0; line < 2 * kN * kPair; line += 64) __builtin_prefetch(from + 2 * kN * kPair + line, 0, 2);
-#pragma GCC unroll 4
-      for (size_t j = 0; j < kN; ++j) {
-        const auto value = V::LoadOrdered(from + 2 * j * kPair);
-        least[j] = V::Min16(least[j], value);
-        most[j] = V::Max16(most[j], value);
+    constexpr size_t kRows = 8;
+    const size_t wide = width / kPair * kPair;
+    for (size_t row = 0; row < rows; row += kRows) {
+      const size_t count = rows - row < kRows ? rows - row : kRows;
+      for (size_t i = 0; i < wide; i += kPair) {
+        const std::byte* from = values + 2 * (row * width + i);
+        auto least = V::LoadOrdered(from);
+        auto most = least;
+        if (row != 0) {
+          least = V::Min16(least, V::Raw(low + 2 * i));
+          most = V::Max16(most, V::Raw(high + 2 * i));
+        }
+        for (size_t k = 1; k < count; ++k) {
+          const auto value = V::LoadOrdered(from + 2 * k * width);
+          least = V::Min16(least, value);
+          most = V::Max16(most, value);
+        }
+        V::StoreRaw(low + 2 * i, least);
+        V::StoreRaw(high + 2 * i, most);
       }
     }
-#pragma GCC unroll 4
-    for (size_t j = 0; j < kN; ++j) {
-      V::StoreBound(low + 2 * (at + j * kPair), least[j]);
-      V::StoreBound(high + 2 * (at + j * kPair), most[j]);
+    for (size_t i = 0; i < wide; i += kPair) {
+      V::StoreBound(low + 2 * i, V::Raw(low + 2 * i));
+      V::StoreBound(high + 2 * i, V::Raw(high + 2 * i));
     }
+    S::PanelBoundsFrom(wide, values, rows, width, low, high);
   }
   static void RunBounds(const std::byte* values, size_t runs, size_t length, std::byte* low,
                         std::byte* high) {

@@ -44,7 +44,7 @@ void Analyse(uint32_t n, const float* analysis, const float* mean, const float* 
   }
 }
 
-void Synthesise(uint32_t n, uint32_t row_pairs, const int8_t* /*synthesis*/, const int32_t* pairs, const uint16_t* active,
+void Synthesise(uint32_t n, uint32_t row_pairs, const uint8_t* /*raised*/, const int32_t* pairs, const uint16_t* active,
                 uint32_t count, const int16_t* q, size_t stride, const float* factor, const float* steps, const float* mean,
                 int32_t* /*room*/, float* x) {
   for (uint32_t j = 0; j < n; ++j) {
@@ -385,7 +385,7 @@ class KltCodec final : public Codec {
         const size_t values = work.stride * (c + 1 < n ? 2 : 1);
         if (std::any_of(q, q + values, [](int16_t v) { return v != 0; })) work.active[count++] = static_cast<uint16_t>(c / 2);
       }
-      fns.synthesise(n, transform.row_pairs(), transform.synthesis.data(), transform.pairs.data(), work.active, count,
+      fns.synthesise(n, transform.row_pairs(), transform.raised.data(), transform.pairs.data(), work.active, count,
                      work.q + first * work.stride, work.stride, work.factor, work.steps.steps(), transform.mean.data(),
                      work.room, work.x + first * work.stride);
     }

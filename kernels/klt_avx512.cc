@@ -77,10 +77,9 @@ struct Panel {
   uint32_t n_pairs = 0;
 };
 
-// kRows dimensions of 32 tokens at once. Bytes of synthesis are taken 128 larger, since one factor has no sign;
-// `less` is 128 times the coefficients' sum.
+// kRows dimensions of 32 tokens at once. `less` is 128 times the coefficients' sum.
 template <uint32_t kRows>
-TIERCEL_VNNI inline void SynthesiseRows(uint32_t n, uint32_t row_pairs, const int8_t* synthesis, const int32_t* pairs,
+TIERCEL_VNNI inline void SynthesiseRows(uint32_t n, uint32_t row_pairs, const uint8_t* raised, const int32_t* pairs,
                                         const Panel& panel, const int32_t* room, const __m512i (&less)[2], const float* factor,
                                         const float* steps, const float* mean, float* x, size_t stride) {
   __m512i sum[kRows][2];
@@ -89,16 +88,15 @@ TIERCEL_VNNI inline void SynthesiseRows(uint32_t n, uint32_t row_pairs, const in
     sum[k][0] = _mm512_sub_epi32(_mm512_setzero_si512(), less[0]);
     sum[k][1] = _mm512_sub_epi32(_mm512_setzero_si512(), less[1]);
   }
-  const __m512i sign = _mm512_set1_epi8(-128);
   for (uint32_t i = 0; i < panel.n_quads; ++i) {
     const __m512i a = _mm512_loadu_si512(room + size_t{i} * 32);
     const __m512i b = _mm512_loadu_si512(room + size_t{i} * 32 + 16);
-    const int8_t* const at = synthesis + size_t{panel.quads[i]} * 4;
+    const uint8_t* const at = raised + size_t{panel.quads[i]} * 4;
     TIERCEL_UNROLL
     for (uint32_t k = 0; k < kRows; ++k) {
       int32_t four;
       __builtin_memcpy(&four, at + size_t{k} * n, 4);
-      const __m512i w = _mm512_xor_si512(_mm512_set1_epi32(four), sign);
+      const __m512i w = _mm512_set1_epi32(four);
       sum[k][0] = _mm512_dpbusd_epi32(sum[k][0], w, a);
       sum[k][1] = _mm512_dpbusd_epi32(sum[k][1], w, b);
     }
@@ -151,6 +149,7 @@ TIERCEL_VNNI void Arrange(uint32_t n, const uint16_t* active, uint32_t count, co
       for (uint32_t k = i; k < count && active[k] / 2u == quad; ++k) panel.pairs[panel.n_pairs++] = active[k];
       continue;
     }
+    if (_mm512_test_epi16_mask(most, most) == 0) continue;  // Here, if not elsewhere.
     const __m512i first = _mm512_or_si512(_mm512_and_si512(v[0], low), _mm512_slli_epi16(v[1], 8));
     const __m512i second = _mm512_or_si512(_mm512_and_si512(v[2], low), _mm512_slli_epi16(v[3], 8));
     for (int half = 0; half < 2; ++half) {
@@ -177,7 +176,7 @@ TIERCEL_VNNI void Arrange(uint32_t n, const uint16_t* active, uint32_t count, co
   }
 }
 
-TIERCEL_VNNI void Synthesise(uint32_t n, uint32_t row_pairs, const int8_t* synthesis, const int32_t* pairs, const uint16_t* active,
+TIERCEL_VNNI void Synthesise(uint32_t n, uint32_t row_pairs, const uint8_t* raised, const int32_t* pairs, const uint16_t* active,
                              uint32_t count, const int16_t* q, size_t stride, const float* factor, const float* steps,
                              const float* mean, int32_t* room, float* x) {
   Panel panel;
@@ -186,11 +185,11 @@ TIERCEL_VNNI void Synthesise(uint32_t n, uint32_t row_pairs, const int8_t* synth
     Arrange(n, active, count, q + t, stride, room, panel, less);
     uint32_t j = 0;
     for (; j + 8 <= n; j += 8) {
-      SynthesiseRows<8>(n, row_pairs, synthesis + size_t{j} * n, pairs + size_t{j} * row_pairs, panel, room, less, factor + j,
+      SynthesiseRows<8>(n, row_pairs, raised + size_t{j} * n, pairs + size_t{j} * row_pairs, panel, room, less, factor + j,
                         steps + t, mean + j, x + j * stride + t, stride);
     }
     for (; j < n; ++j) {
-      SynthesiseRows<1>(n, row_pairs, synthesis + size_t{j} * n, pairs + size_t{j} * row_pairs, panel, room, less, factor + j,
+      SynthesiseRows<1>(n, row_pairs, raised + size_t{j} * n, pairs + size_t{j} * row_pairs, panel, room, less, factor + j,
                         steps + t, mean + j, x + j * stride + t, stride);
     }
   }

@@ -14,8 +14,8 @@ using AnalyseFn = void (*)(uint32_t n, const float* analysis, const float* mean,
                            const float* inverse_steps, float* panel, int16_t* q);
 // x[j] = Restore(sum over pairs p of synthesis pair [j][p] * (q[2p], q[2p + 1]), factor[j], steps, mean[j]),
 // where a pair is two int16 in an int32, low half first; of each token its own step. active: the pairs that
-// are not all zero. synthesis: the same as bytes [n][n], 3 more of which may be read. room: 32 * count words.
-using SynthesiseFn = void (*)(uint32_t n, uint32_t row_pairs, const int8_t* synthesis, const int32_t* pairs,
+// are not all zero. raised: the same + 128 as bytes [n][n], 3 more of which are read. room: 32 * count words.
+using SynthesiseFn = void (*)(uint32_t n, uint32_t row_pairs, const uint8_t* raised, const int32_t* pairs,
                               const uint16_t* active, uint32_t count, const int16_t* q, size_t stride, const float* factor,
                               const float* steps, const float* mean, int32_t* room, float* x);
 // The pairs (a, b) turned by (cosine, sine), value for value.
