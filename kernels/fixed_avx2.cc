@@ -33,6 +33,7 @@ struct Avx2 {
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F MulSub(F a, F b, F c) { return _mm256_fmsub_ps(a, b, c); }
   static F Div(F a, F b) { return _mm256_div_ps(a, b); }
   static F Min(F a, F b) { return _mm256_min_ps(a, b); }
   static F Max(F a, F b) { return _mm256_max_ps(a, b); }

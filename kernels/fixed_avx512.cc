@@ -33,6 +33,7 @@ struct Avx512 {
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F MulSub(F a, F b, F c) { return _mm512_fmsub_ps(a, b, c); }
   static F Div(F a, F b) { return _mm512_div_ps(a, b); }
   static F Min(F a, F b) { return _mm512_min_ps(a, b); }
   static F Max(F a, F b) { return _mm512_max_ps(a, b); }

@@ -51,6 +51,7 @@ struct Wide {
           most = V::Max16(most, V::Raw(high + 2 * i));
         }
         for (size_t k = 1; k < count; ++k) {
+          __builtin_prefetch(from + 2 * (k + count) * width, 0, 2);
           const auto value = V::LoadOrdered(from + 2 * k * width);
           least = V::Min16(least, value);
           most = V::Max16(most, value);
@@ -317,6 +318,8 @@ struct Wide {
       const size_t count = vectors - begin < batch ? vectors - begin : batch;
       const std::byte* const from = values + 2 * begin * dim;
       for (size_t v = 0; v < count; ++v) {
+        // The next ones, while these are worked on.
+        for (size_t line = 0; line < 2 * size_t{dim}; line += 64) __builtin_prefetch(from + 2 * (batch + v) * dim + line, 0, 2);
         largest[v] = FromHalf<kFp16>(Largest(from + 2 * v * dim, dim, 0));
         if (!(largest[v] < kLimit)) return false;
       }
@@ -356,9 +359,9 @@ struct Wide {
         const F base = V::Set(FromBf16(params.base));
         const F inverse = V::Set(params.inverse);
         const P* const coefficients = x + v * pairs;
-        for (size_t p = 0; p < pairs; ++p) {
-          V::StoreNibbles(to + p * V::kLanes, V::ToInt(V::Mul(V::Sub(V::Mul(coefficients[p].e, unit), base), inverse)),
-                          V::ToInt(V::Mul(V::Sub(V::Mul(coefficients[p].o, unit), base), inverse)));
+        for (size_t p = 0; p < pairs; ++p) {  // Products with unit, a power of two, are exact.
+          V::StoreNibbles(to + p * V::kLanes, V::ToInt(V::Mul(V::MulSub(coefficients[p].e, unit, base), inverse)),
+                          V::ToInt(V::Mul(V::MulSub(coefficients[p].o, unit, base), inverse)));
         }
       }
     }

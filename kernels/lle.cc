@@ -249,12 +249,13 @@ class LleCodecImpl final : public Codec {
     if (!Supports(shape) || raw.size() != shape.raw_bytes || out.size() < limit) {
       return std::nullopt;
     }
+    const uint64_t digest = DecodedDigest(raw);  // First: it reads in order, and leaves the plane in the caches.
     std::optional<uint64_t> size;
     ForFormat(shape.dtype, [&]<class F>() {
       size = EncodeAs<F>(shape, raw, out.first(limit), context.scratch);
     });
     if (!size) return std::nullopt;
-    return EncodedSegment{*size, 0, DecodedDigest(raw)};
+    return EncodedSegment{*size, 0, digest};
   }
 
   Status Decode(const SegmentShape& shape, uint32_t params, ByteSpan encoded, uint64_t begin,

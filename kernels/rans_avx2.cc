@@ -160,7 +160,7 @@ TIERCEL_AVX2 inline __m256i FindSymbols(__m256i slot, const __m256i* split, cons
   return symbol;
 }
 
-TIERCEL_AVX2 inline void DecodeFullRow(const LaneTable& table, const DecodeTable& bytes,
+TIERCEL_AVX2 __attribute__((always_inline)) inline void DecodeFullRow(const LaneTable& table, const DecodeTable& bytes,
                                        uint8_t* symbols, std::array<uint32_t, kLanes>& states,
                                        const std::byte*& at) {
   const __m256i twelve = _mm256_set1_epi32(kSlots - 1);
