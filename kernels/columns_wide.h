@@ -8,6 +8,7 @@
 
 #include <immintrin.h>
 
+#include "base/prefetch.h"
 #include "kernels/columns_tiles.h"
 
 #ifndef TIERCEL_TILES
@@ -20,7 +21,7 @@ namespace {
 // The next 32 columns' part of a row, which the caller comes to after these: rows lie too far apart for
 // the hardware to guess. Into the second cache: in the first, rows 2 KiB apart push each other out.
 TIERCEL_TILES inline void Ask(const uint16_t* row) {
-  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(row) + 64), _MM_HINT_T1);
+  Prefetch<CacheLevel::kL2>(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(row) + 64));
 }
 
 // Rows and columns of 16 x 16, from row r and column c on; unless kWhole, only the first `in` rows are read

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "base/prefetch.h"
 #include "kernels/fixed_core.h"
 #include "kernels/fixed_loops.h"
 #include "kernels/fixed_scalar.h"

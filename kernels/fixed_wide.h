@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "base/prefetch.h"
 #include "kernels/fixed_core.h"
 #include "kernels/fixed_loops.h"
 #include "kernels/fixed_scalar.h"
@@ -51,7 +52,7 @@ struct Wide {
           most = V::Max16(most, V::Raw(high + 2 * i));
         }
         for (size_t k = 1; k < count; ++k) {
-          __builtin_prefetch(from + 2 * (k + count) * width, 0, 2);
+          Prefetch<CacheLevel::kL2>(from + 2 * (k + count) * width);
           const auto value = V::LoadOrdered(from + 2 * k * width);
           least = V::Min16(least, value);
           most = V::Max16(most, value);
@@ -319,7 +320,7 @@ struct Wide {
       const std::byte* const from = values + 2 * begin * dim;
       for (size_t v = 0; v < count; ++v) {
         // The next ones, while these are worked on.
-        for (size_t line = 0; line < 2 * size_t{dim}; line += 64) __builtin_prefetch(from + 2 * (batch + v) * dim + line, 0, 2);
+        for (size_t line = 0; line < 2 * size_t{dim}; line += 64) Prefetch<CacheLevel::kL2>(from + 2 * (batch + v) * dim + line);
         largest[v] = FromHalf<kFp16>(Largest(from + 2 * v * dim, dim, 0));
         if (!(largest[v] < kLimit)) return false;
       }

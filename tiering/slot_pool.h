@@ -27,6 +27,7 @@
 #include <vector>
 
 #include "base/bytes.h"
+#include "base/prefetch.h"
 #include "base/units.h"
 
 namespace tiercel {
@@ -131,7 +132,7 @@ class HandleTable {
   }
   // Ask for what a Find of this hash will read: each for all of a batch, in this order, so that the
   // waits for memory overlap.
-  void PrefetchBucket(uint64_t hash) const { __builtin_prefetch(&buckets_[BucketOf(hash)]); }
+  void PrefetchBucket(uint64_t hash) const { Prefetch(&buckets_[BucketOf(hash)]); }
   void PrefetchHead(uint64_t hash) const { PrefetchSlot(buckets_[BucketOf(hash)]); }
   void PrefetchNext(uint64_t hash) const {
     const uint32_t head = buckets_[BucketOf(hash)];
@@ -150,8 +151,8 @@ class HandleTable {
   void PrefetchSlot(uint32_t handle) const {
     if (handle == 0) return;
     const auto* slot = reinterpret_cast<const std::byte*>(&pool_[handle]);
-    __builtin_prefetch(slot);
-    __builtin_prefetch(slot + sizeof(T) - 1);
+    Prefetch(slot);
+    Prefetch(slot + sizeof(T) - 1);
   }
   void Grow() {
     const uint32_t fresh = n_buckets_++;
