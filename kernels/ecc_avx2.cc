@@ -48,6 +48,10 @@ TIERCEL_AVX2 void UnrotateAll(float* a, float* b, size_t n, const float* cos, co
 TIERCEL_AVX2 Moments MomentsAll(const float* x, size_t n, float scale) {
   return MomentsOf(x, n / 32 * 32, scale);
 }
+template <bool kFp16>
+TIERCEL_AVX2 void MomentsOfRowsAll(const uint16_t* rows, size_t pitch, size_t n, float scale, Moments* out) {
+  MomentsOfRows<kFp16>(rows, pitch, n, scale, out);
+}
 TIERCEL_AVX2 uint32_t LargestAll(const uint16_t* values, size_t n) { return LargestOf(values, n); }
 
 }  // namespace
@@ -63,6 +67,7 @@ ColumnFns Avx2Columns(bool fp16) {
           RotateAll,
           UnrotateAll,
           MomentsAll,
+          fp16 ? MomentsOfRowsAll<true> : MomentsOfRowsAll<false>,
           LargestAll};
 }
 

@@ -27,10 +27,15 @@ inline constexpr uint32_t kLeastStep = 0x0d80;  // 2^-100 as bf16 bits, and
 inline constexpr uint32_t kMostStep = 0x7180;   // 2^100: eighths and quotients of steps stay normal.
 
 // Adding and taking away 1.5 * 2^23 rounds |v| < 2^22 to the nearest integer, ties to even.
+inline constexpr float kMagic = 12582912.0f;
 constexpr float Round(float v) {
-  constexpr float kMagic = 12582912.0f;
   const float up = v + kMagic;
   return up - kMagic;
+}
+// The integer itself: it stands in the low bits.
+constexpr int32_t RoundToInt(float v) {
+  const float up = v + kMagic;
+  return static_cast<int32_t>(std::bit_cast<uint32_t>(up) - std::bit_cast<uint32_t>(kMagic));
 }
 
 constexpr float FromBf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
@@ -113,25 +118,27 @@ constexpr void NarrowColumn(const float* from, size_t n, uint16_t* to) {
 }
 // The sum of rint(x * inverse); false where one is beyond kLimit or no number.
 constexpr bool SumColumn(const float* x, size_t n, float inverse, int64_t* sum) {
-  int32_t total = 0;
-  int32_t outside = 0;
+  uint32_t total = 0;
+  uint32_t largest = 0;
   for (size_t i = 0; i < n; ++i) {
     const float y = x[i] * inverse;
-    const bool inside = y <= kLimit && y >= -kLimit;
-    outside |= inside ? 0 : 1;
-    total += static_cast<int32_t>(Round(inside ? y : 0.0f));
+    const uint32_t magnitude = std::bit_cast<uint32_t>(y) & 0x7fffffffu;  // Bits in the order of floats, no numbers last.
+    largest = magnitude > largest ? magnitude : largest;
+    total += static_cast<uint32_t>(RoundToInt(y));
   }
-  *sum = total;
-  return outside == 0;
+  *sum = static_cast<int32_t>(total);
+  return largest <= std::bit_cast<uint32_t>(kLimit);
 }
 constexpr Sums QuantizeColumn(const float* x, size_t n, float inverse, float mean, int16_t* q) {
+  // An eighth of y, of the mean and of what is left is exact, whichever is taken first.
+  const float inverse_eighth = inverse * 0.125f;
+  const float mean_eighth = mean * 0.125f;
   int32_t values = 0;
   int32_t magnitudes = 0;
   for (size_t i = 0; i < n; ++i) {
-    const float y = x[i] * inverse;
-    const float centred = y - mean;
-    const float eighth = centred * 0.125f;
-    const auto v = static_cast<int32_t>(Round(eighth));
+    const float y = x[i] * inverse_eighth;
+    const float eighth = y - mean_eighth;
+    const int32_t v = RoundToInt(eighth);
     q[i] = static_cast<int16_t>(v);
     values += v;
     magnitudes += v < 0 ? -v : v;
@@ -195,11 +202,33 @@ constexpr Moments MomentsOf(const float* x, size_t n, float scale) {
   int32_t sum = 0;
   int64_t squares = 0;
   for (size_t i = 0; i < n; ++i) {
-    const auto v = static_cast<int32_t>(Round(x[i] * scale));
+    const int32_t v = RoundToInt(x[i] * scale);
     sum += v;
     squares += v * v;
   }
   return {sum, squares};
+}
+// The same of kStripe columns of a plane that lie side by side in its rows, as they are there; n is at most 4096.
+inline constexpr size_t kStripe = 32;
+template <bool kFp16>
+constexpr void MomentsOfRows(const uint16_t* rows, size_t pitch, size_t n, float scale, Moments* out) {
+  for (size_t begin = 0; begin < n; begin += 512) {  // 2^9 squares of 2^22 are below 2^32.
+    int32_t sum[kStripe] = {};
+    uint32_t squares[kStripe] = {};
+    const size_t end = n - begin < 512 ? n : begin + 512;
+    for (size_t r = begin; r < end; ++r) {
+      const uint16_t* const row = rows + r * pitch;
+      for (size_t c = 0; c < kStripe; ++c) {
+        const int32_t v = RoundToInt(Widen<kFp16>(row[c]) * scale);
+        sum[c] += v;
+        squares[c] += static_cast<uint32_t>(v * v);
+      }
+    }
+    for (size_t c = 0; c < kStripe; ++c) {
+      out[c].sum += sum[c];
+      out[c].squares += squares[c];
+    }
+  }
 }
 
 // The largest of n magnitudes, as bits.
@@ -281,6 +310,7 @@ struct ColumnFns {
   void (*rotate)(float*, float*, size_t, const float*, const float*);
   void (*unrotate)(float*, float*, size_t, const float*, const float*);
   Moments (*moments)(const float*, size_t, float);
+  void (*moments_of_rows)(const uint16_t*, size_t, size_t, float, Moments*);
   uint32_t (*largest)(const uint16_t*, size_t);
 };
 

@@ -384,17 +384,23 @@ TIERCEL_AVX512 uint32_t BestTable(const CostTable& costs, const Histogram& histo
 TIERCEL_AVX512 void Rests(const int16_t* values, size_t n, uint32_t shift, std::byte* planes,
                           size_t plane_bytes) {
   const __m512i half = _mm512_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
-  for (size_t i = 0; i < n; i += 32) {
-    const __mmask32 some = First(n - i);
-    const __m512i v = _mm512_add_epi16(_mm512_maskz_loadu_epi16(some, values + i), half);
-    for (uint32_t b = 0; b < shift; ++b) {
-      const uint32_t bits =
-          _mm512_mask_test_epi16_mask(some, v, _mm512_set1_epi16(static_cast<int16_t>(1 << b)));
-      std::byte* const to = planes + b * plane_bytes + i / 8;
-      if (n - i >= 32) {
-        __builtin_memcpy(to, &bits, 4);
+  const __m512i low = _mm512_set1_epi16(0xff);
+  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+  for (size_t i = 0; i < n; i += 64) {
+    const size_t left = n - i;
+    const __m512i a = _mm512_maskz_loadu_epi16(First(left), values + i);
+    const __m512i b = _mm512_maskz_loadu_epi16(left > 32 ? First(left - 32) : 0, values + i + 32);
+    const __m512i bytes = _mm512_permutexvar_epi64(
+        in_order, _mm512_packus_epi16(_mm512_and_si512(_mm512_add_epi16(a, half), low),
+                                      _mm512_and_si512(_mm512_add_epi16(b, half), low)));
+    const uint64_t valid = left >= 64 ? ~uint64_t{0} : _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(left));
+    for (uint32_t bit = 0; bit < shift; ++bit) {
+      const uint64_t bits = valid & _mm512_movepi8_mask(_mm512_slli_epi16(bytes, 7 - bit));
+      std::byte* const to = planes + bit * plane_bytes + i / 8;
+      if (left >= 64) {
+        __builtin_memcpy(to, &bits, 8);
       } else {
-        for (size_t k = 0; k < (n - i + 7) / 8; ++k) to[k] = static_cast<std::byte>(bits >> (8 * k));
+        for (size_t k = 0; k < (left + 7) / 8; ++k) to[k] = static_cast<std::byte>(bits >> (8 * k));
       }
     }
   }
@@ -410,40 +416,53 @@ TIERCEL_AVX512 size_t Escapes(const uint8_t* symbols, size_t n) {
   return count;
 }
 
-TIERCEL_AVX512 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, const std::byte* rests,
-                           size_t plane_bytes, int16_t* values) {
-  const __m512i seven = _mm512_set1_epi16(kLargest);
-  const __m512i escape = _mm512_set1_epi16(kEscape);
-  const __m512i half = _mm512_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
-  const __m128i by = _mm_cvtsi32_si128(static_cast<int>(shift));
+// 32 symbols to values; bits_of(b): bit b of the rest of each.
+template <uint32_t kShift, class BitsOf>
+TIERCEL_AVX512 inline __m512i ValuesFrom(__m512i symbols, BitsOf&& bits_of) {
+  __m512i value = _mm512_slli_epi16(_mm512_sub_epi16(symbols, _mm512_set1_epi16(kLargest)), kShift);
+  value = _mm512_sub_epi16(value, _mm512_set1_epi16(static_cast<int16_t>(HalfOf(kShift))));
+#pragma GCC unroll 8
+  for (uint32_t b = 0; b < kShift; ++b) {
+    value = _mm512_mask_add_epi16(value, bits_of(b), value, _mm512_set1_epi16(static_cast<int16_t>(1 << b)));
+  }
+  return value;
+}
+
+template <uint32_t kShift>
+TIERCEL_AVX512 bool ValuesOfShift(const uint8_t* symbols, size_t n, const std::byte* rests, size_t plane_bytes,
+                                  int16_t* values) {
+  const __m256i escape = _mm256_set1_epi8(kEscape);
   __mmask32 escapes = 0;
-  for (size_t i = 0; i < n; i += 32) {
+  size_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(symbols + i));
+    escapes |= _mm256_cmpeq_epi8_mask(bytes, escape);
+    _mm512_storeu_si512(values + i, ValuesFrom<kShift>(_mm512_cvtepu8_epi16(bytes), [&](uint32_t b) TIERCEL_AVX512 {
+      uint32_t bits;
+      __builtin_memcpy(&bits, rests + b * plane_bytes + i / 8, 4);
+      return bits;
+    }));
+  }
+  if (i < n) {
     const __mmask32 some = First(n - i);
-    const __m512i symbol =
-        _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(some, symbols + i));
-    escapes |= _mm512_mask_cmpeq_epi16_mask(some, symbol, escape);
-    __m512i value = _mm512_sub_epi16(symbol, seven);
-    if (shift != 0) {
-      value = _mm512_sub_epi16(_mm512_sll_epi16(value, by), half);
-      for (uint32_t b = 0; b < shift; ++b) {
-        uint32_t bits = 0;
-        const std::byte* const from = rests + b * plane_bytes + i / 8;
-        if (n - i >= 32) {
-          __builtin_memcpy(&bits, from, 4);
-        } else {
-          __builtin_memcpy(&bits, from, (n - i + 7) / 8);
-        }
-        value = _mm512_mask_add_epi16(value, bits, value,
-                                      _mm512_set1_epi16(static_cast<int16_t>(1 << b)));
-      }
-    }
-    if (n - i >= 32) {
-      _mm512_storeu_si512(values + i, value);
-    } else {
-      _mm512_mask_storeu_epi16(values + i, some, value);
-    }
+    const __m256i bytes = _mm256_maskz_loadu_epi8(some, symbols + i);
+    escapes |= _mm256_cmpeq_epi8_mask(bytes, escape);
+    const __m512i last = ValuesFrom<kShift>(_mm512_cvtepu8_epi16(bytes), [&](uint32_t b) TIERCEL_AVX512 {
+      uint32_t bits = 0;
+      __builtin_memcpy(&bits, rests + b * plane_bytes + i / 8, (n - i + 7) / 8);
+      return bits;
+    });
+    _mm512_mask_storeu_epi16(values + i, some, last);
   }
   return escapes != 0;
+}
+
+TIERCEL_AVX512 bool Values(const uint8_t* symbols, size_t n, uint32_t shift, const std::byte* rests,
+                           size_t plane_bytes, int16_t* values) {
+  static constexpr decltype(&ValuesOfShift<0>) kOfShift[kMaxShift + 1] = {
+      ValuesOfShift<0>, ValuesOfShift<1>, ValuesOfShift<2>, ValuesOfShift<3>,
+      ValuesOfShift<4>, ValuesOfShift<5>, ValuesOfShift<6>, ValuesOfShift<7>};
+  return kOfShift[shift](symbols, n, rests, plane_bytes, values);
 }
 
 TIERCEL_AVX512 bool ByteValues(const uint8_t* symbols, size_t n, int32_t base, uint8_t* bytes) {

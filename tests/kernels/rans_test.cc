@@ -115,6 +115,72 @@ TEST(RansTest, EveryIsaWritesTheSameBytesAndReadsThemBack) {
   }
 }
 
+// Exponents as LLE has them: bytes, and a base of each column; of a column far from its base, values of any size.
+TEST(RansTest, BytesLessABaseAreTheirValues) {
+  SplitMix64 random(7);
+  for (uint64_t round = 0; round < Rounds(200); ++round) {
+    const auto columns = static_cast<uint32_t>(1 + random.Below(40));
+    const auto tokens = static_cast<uint32_t>(1 + random.Below(random.Below(8) == 0 ? 2000 : 300));
+    std::vector<uint8_t> bytes(size_t{columns} * tokens);
+    std::vector<int32_t> bases(columns);
+    Matrix m{columns, tokens, std::vector<int16_t>(bytes.size())};
+    for (uint32_t c = 0; c < columns; ++c) {
+      bases[c] = random.Below(4) == 0 ? -2 : static_cast<int32_t>(random.Below(258)) - 2;
+      const double sigma = std::exp2(8 * random.Uniform() - 2);
+      for (uint32_t t = 0; t < tokens; ++t) {
+        const double near = std::clamp(std::rint(bases[c] + sigma * Normal(random)), 0.0, 255.0);
+        const auto byte = random.Below(50) == 0 ? static_cast<uint8_t>(random.Next()) : static_cast<uint8_t>(near);
+        bytes[size_t{c} * tokens + t] = byte;
+        m.values[size_t{c} * tokens + t] = static_cast<int16_t>(byte - bases[c]);
+      }
+    }
+    const uint32_t streams = 1u << random.Below(4);
+    for (const KernelIsa isa : kAllIsas) {
+      ForcedIsa forced(isa);
+      if (!forced.usable()) continue;
+      const Coded as_values = EncodeMatrix(m, TableSet::kExponents, streams);
+      std::vector<std::byte> scratch(std::max(EncodeScratchBytes(columns, tokens), DecodeScratchBytes(columns, tokens)));
+      Encoder encoder(TableSet::kExponents, columns, tokens, scratch);
+      for (uint32_t c = 0; c < columns; ++c) encoder.AddBytes(bytes.data() + size_t{c} * tokens, bases[c]);
+      ASSERT_TRUE(std::equal(as_values.classes.begin(), as_values.classes.end(), encoder.classes().begin())) << Name(isa);
+      std::vector<std::byte> block(as_values.block.size());
+      ASSERT_EQ(encoder.Finish(streams, {}, block), block.size()) << Name(isa);
+      ASSERT_TRUE(block == as_values.block) << Name(isa) << " " << columns << "x" << tokens;
+      Decoder decoder(TableSet::kExponents, columns, tokens, scratch);
+      ASSERT_EQ(decoder.Start(as_values.classes, block), nullptr);
+      std::vector<uint8_t> out(bytes.size());
+      for (uint32_t c = 0; c < columns; ++c) ASSERT_EQ(decoder.Bytes(bases[c], out.data() + size_t{c} * tokens), nullptr);
+      ASSERT_EQ(decoder.Finish(), nullptr);
+      ASSERT_TRUE(out == bytes) << Name(isa) << " " << columns << "x" << tokens;
+    }
+  }
+}
+
+// The format lets columns of bytes have shifted classes, which our encoder never makes: their low bytes come out.
+TEST(RansTest, BytesOfShiftedClassesAreTheLowBytesOfTheirValues) {
+  SplitMix64 random(8);
+  for (uint64_t round = 0; round < Rounds(60); ++round) {
+    const auto columns = static_cast<uint32_t>(1 + random.Below(20));
+    const auto tokens = static_cast<uint32_t>(1 + random.Below(200));
+    const Matrix m = RandomMatrix(columns, tokens, std::exp2(12 * random.Uniform()), round);
+    const Coded coded = EncodeMatrix(m, TableSet::kQuantized, 2);
+    for (const KernelIsa isa : kAllIsas) {
+      ForcedIsa forced(isa);
+      if (!forced.usable()) continue;
+      std::vector<std::byte> scratch(DecodeScratchBytes(columns, tokens));
+      Decoder decoder(TableSet::kQuantized, columns, tokens, scratch);
+      ASSERT_EQ(decoder.Start(coded.classes, coded.block), nullptr);
+      std::vector<uint8_t> out(tokens);
+      for (uint32_t c = 0; c < columns; ++c) {
+        const auto base = static_cast<int32_t>(c * 13) - 2;
+        ASSERT_EQ(decoder.Bytes(base, out.data()), nullptr);
+        for (uint32_t t = 0; t < tokens; ++t) ASSERT_EQ(out[t], static_cast<uint8_t>(m.column(c)[t] + base)) << Name(isa);
+      }
+      ASSERT_EQ(decoder.Finish(), nullptr);
+    }
+  }
+}
+
 double EntropyBits(const int16_t* values, uint32_t n) {
   std::map<int16_t, double> counts;
   for (uint32_t i = 0; i < n; ++i) ++counts[values[i]];
