@@ -5,7 +5,7 @@
 //   StoreColumns: the same columns           --> where they belong in the plane's bytes
 //
 // Column c of a plane is head c / dim, dim c % dim. Of interleaved and latent planes dim is K's and V's
-// together, as SegmentShape has it. Work in tiles of kTileColumns: they fit the first cache.
+// together, as SegmentShape has it. Work in tiles of kTileColumns.
 //
 // Invariants: nothing outside the plane, and of each column nothing outside its `stride` values, is
 // read or written; values behind `tokens` may be overwritten with anything. Threads: any.
@@ -20,7 +20,7 @@
 
 namespace tiercel {
 
-inline constexpr uint32_t kTileColumns = 64;
+inline constexpr uint32_t kTileColumns = 64;  // Two cache lines of a row of 16-bit values.
 
 // How far apart columns lie in a tile: tokens rounded up to 32.
 constexpr size_t ColumnStride(uint32_t tokens) { return (size_t{tokens} + 31) / 32 * 32; }

@@ -91,7 +91,8 @@ template <class In, class Out>
 TIERCEL_TILES void Tiles(const uint16_t* from, In from_row, size_t rows, size_t cols, uint16_t* to, Out to_row,
                         bool room_in_from) {
   if (room_in_from) {
-    // From columns to a plane, 16 of whose rows are written at once.
+    // From columns to a plane, 16 of whose rows are written at once and along them: rows are often 2 KiB apart, and the
+    // first cache has room for few of their lines.
     for (size_t c = 0; c < cols; c += 16) {
       for (size_t r0 = 0; r0 < rows; r0 += 32) {
         for (size_t i = c; i < c + 16 && i < cols; ++i) Ask(to + to_row(i) + r0);

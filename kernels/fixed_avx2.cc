@@ -88,7 +88,6 @@ struct Avx2 {
   static H LoadMagnitude(const std::byte* from) {
     return _mm256_and_si256(LoadRaw(from), _mm256_set1_epi16(0x7fff));
   }
-  static H Raw(const std::byte* from) { return LoadRaw(from); }
   static void StoreRaw(std::byte* to, H v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), v); }
   static H Min16(H a, H b) { return _mm256_min_epi16(a, b); }
   static H Max16(H a, H b) { return _mm256_max_epi16(a, b); }

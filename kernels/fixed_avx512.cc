@@ -80,7 +80,7 @@ struct Avx512 {
   static H LoadMagnitude(const std::byte* from) {
     return _mm512_and_si512(_mm512_loadu_si512(from), _mm512_set1_epi16(0x7fff));
   }
-  static H Raw(const std::byte* from) { return _mm512_loadu_si512(from); }
+  static H LoadRaw(const std::byte* from) { return _mm512_loadu_si512(from); }
   static void StoreRaw(std::byte* to, H v) { _mm512_storeu_si512(to, v); }
   static H Min16(H a, H b) { return _mm512_min_epi16(a, b); }
   static H Max16(H a, H b) { return _mm512_max_epi16(a, b); }

@@ -48,8 +48,8 @@ struct Wide {
         auto least = V::LoadOrdered(from);
         auto most = least;
         if (row != 0) {
-          least = V::Min16(least, V::Raw(low + 2 * i));
-          most = V::Max16(most, V::Raw(high + 2 * i));
+          least = V::Min16(least, V::LoadRaw(low + 2 * i));
+          most = V::Max16(most, V::LoadRaw(high + 2 * i));
         }
         for (size_t k = 1; k < count; ++k) {
           Prefetch<CacheLevel::kL2>(from + 2 * (k + count) * width);
@@ -62,8 +62,8 @@ struct Wide {
       }
     }
     for (size_t i = 0; i < wide; i += kPair) {
-      V::StoreBound(low + 2 * i, V::Raw(low + 2 * i));
-      V::StoreBound(high + 2 * i, V::Raw(high + 2 * i));
+      V::StoreBound(low + 2 * i, V::LoadRaw(low + 2 * i));
+      V::StoreBound(high + 2 * i, V::LoadRaw(high + 2 * i));
     }
     S::PanelBoundsFrom(wide, values, rows, width, low, high);
   }
