@@ -111,7 +111,15 @@ TierStack::~TierStack() {
 void TierStack::Index(const std::vector<SsdEntry>& entries) {
   // What was cleared holds no entry any more, yet its generations are spent.
   next_generation_ = std::max(next_generation_, ssd_->last_generation() + 1);
-  for (const SsdEntry& entry : entries) {
+  constexpr size_t kAhead = 64;  // Millions of them at a start: waits for memory overlap.
+  std::vector<BlockKey> ahead;
+  for (size_t i = 0; i < entries.size(); ++i) {
+    if (i % kAhead == 0) {
+      ahead.clear();
+      for (size_t k = i; k < std::min(i + kAhead, entries.size()); ++k) ahead.push_back(entries[k].key);
+      index_.Prefetch(ahead);
+    }
+    const SsdEntry& entry = entries[i];
     next_generation_ = std::max(next_generation_, entry.generation + 1);
     const auto found = index_.Find(entry.key, entry.quality != QualityClass::kExact);
     if (found && entry.generation <= index_.Entry(found).generation) continue;
