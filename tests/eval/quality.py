@@ -3,10 +3,9 @@
     calibrate on half a book and some code --> compress prefixes of other texts --> teacher-force what follows
 
 Prefixes of 768 tokens (Gemma-3: 384, so that its sliding layers see all of it) go through every codec, the first 4
-tokens excepted; 192 suffix tokens follow. Where the package with its extension can be imported (`pip install
-./client/python` into build/eval/venv, or PYTHONPATH), EC-* and LLE are records, written, counted whole and decoded; else
-numpy references: the values are the format's, the bits the costs of its frozen tables, its lists and a segment's fixed
-bytes. The report says which.
+tokens excepted; 192 suffix tokens follow. Where the package with its extension can be imported (tests/eval/run installs
+it), EC-* and LLE are records, written, counted whole and decoded; else numpy references: the values are the format's, the
+bits the costs of its frozen tables, its lists and a segment's fixed bytes. The report says which.
 """
 
 from __future__ import annotations
