@@ -235,8 +235,9 @@ TEST(RecycledSegmentsTest, AreTheSameFilesAndGiveBackWhatWasWrittenLast) {
         all.merge(files());
       }
     }
-    // Forty segments or so were written in either life.
-    EXPECT_LT(all.size(), 16u) << all.size();
+    // Some fifty segments were written in either life, each a file of its own if none were written over. Eight lie
+    // there at a time; how many a writer finds still held by RocksDB, and makes anew, is its luck: up to eight so far.
+    EXPECT_LT(all.size(), 32u) << all.size();
     ASSERT_GT(entries.size(), 30u);
     for (const auto& [n, entry] : std::map(entries)) {
       std::vector<std::byte> bytes(entry.record_bytes);
