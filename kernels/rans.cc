@@ -340,7 +340,7 @@ const char* Decoder::Start(std::span<const uint8_t> classes, ByteSpan block) {
 Decoder::Place Decoder::Next() {
   TIERCEL_CHECK(column_ < columns_);
   const uint32_t c = column_++;
-  const Place place{classes_[c], symbols_ + full_at_, symbols_ + tail_at_[c]};
+  const Place place{classes_[c], symbols_ + full_at_, full_ == tokens_ ? nullptr : symbols_ + tail_at_[c]};
   if (TableOf(place.klass) != 0) full_at_ += full_;
   return place;
 }

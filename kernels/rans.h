@@ -103,7 +103,7 @@ class Decoder {
   struct Place {
     uint8_t klass;
     const uint8_t* full;
-    const uint8_t* tail;
+    const uint8_t* tail;  // Null: all tokens are in full rows.
   };
   Place Next();
   bool ShiftedBytes(const Place& place, int32_t base, uint8_t* bytes);
