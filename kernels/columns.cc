@@ -31,22 +31,6 @@ void Transpose(const T* from, columns::Rows from_rows, size_t rows, size_t cols,
   columns::TransposeScalar(from, from_rows, 0, rows, 0, cols, to, to_rows);
 }
 
-// Calls with each piece of the columns that lies in one matrix: (first of the piece, its count, where its
-// first value lies, how far tokens are apart), both in values.
-template <class F>
-void ForPieces(const SegmentShape& shape, uint32_t first, uint32_t count, F&& piece) {
-  TIERCEL_CHECK(first + count <= ColumnCount(shape));
-  if (shape.order == AxisOrder::kTokenHeadDim) {
-    return piece(first, count, size_t{first}, size_t{shape.heads} * shape.dim);
-  }
-  for (uint32_t c = first; c < first + count;) {
-    const uint32_t head = c / shape.dim;
-    const uint32_t n = std::min(first + count, (head + 1) * shape.dim) - c;
-    piece(c, n, size_t{head} * shape.tokens * shape.dim + c % shape.dim, size_t{shape.dim});
-    c += n;
-  }
-}
-
 }  // namespace
 
 template <class T>

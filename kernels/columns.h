@@ -12,10 +12,12 @@
 #ifndef TIERCEL_KERNELS_COLUMNS_H_
 #define TIERCEL_KERNELS_COLUMNS_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "base/bytes.h"
+#include "base/check.h"
 #include "kernels/codec.h"
 
 namespace tiercel {
@@ -35,6 +37,22 @@ void LoadColumns(const SegmentShape& shape, ByteSpan raw, uint32_t first, uint32
 template <class T>
 void StoreColumns(const SegmentShape& shape, const T* columns, size_t stride, uint32_t first,
                   uint32_t count, MutableByteSpan raw, const uint16_t* order = nullptr);
+
+// Calls with each piece of columns [first, first + count) that lies in one matrix of tokens and columns: (first of the
+// piece, its count, where its first value lies, how far tokens are apart), both in values. Not of kHeadDimToken.
+template <class F>
+void ForPieces(const SegmentShape& shape, uint32_t first, uint32_t count, F&& piece) {
+  TIERCEL_CHECK(first + count <= ColumnCount(shape));
+  if (shape.order == AxisOrder::kTokenHeadDim) {
+    return piece(first, count, size_t{first}, size_t{shape.heads} * shape.dim);
+  }
+  for (uint32_t c = first; c < first + count;) {
+    const uint32_t head = c / shape.dim;
+    const uint32_t n = std::min(first + count, (head + 1) * shape.dim) - c;
+    piece(c, n, size_t{head} * shape.tokens * shape.dim + c % shape.dim, size_t{shape.dim});
+    c += n;
+  }
+}
 
 }  // namespace tiercel
 

@@ -261,24 +261,25 @@ float Spread(const Work& work, ByteSpan raw, bool fp16) {
     const double mean_square = sum * sum / n;
     variance += static_cast<double>(m.squares) - mean_square;
   };
-  // Side by side in the plane's rows, columns need not be taken out of it; exact are its first tokens.
-  const bool in_rows = work.rope == nullptr && work.shape.order != AxisOrder::kHeadDimToken && g.dim % kStripe == 0;
-  const bool by_head = work.shape.order == AxisOrder::kHeadTokenDim;
-  for (uint32_t first = 0; in_rows && first < g.columns; first += kStripe) {
-    const size_t pitch = by_head ? g.dim : g.columns;
-    const size_t at = by_head ? size_t{first / g.dim} * g.tokens * g.dim + first % g.dim : first;
-    Moments found[kStripe];
-    work.fns.moments_of_rows(reinterpret_cast<const uint16_t*>(raw.data()) + at + work.exact * pitch, pitch,
-                             g.tokens - work.exact, scale, found);
-    for (const Moments& m : found) add(m);
-  }
-  const uint32_t unit = g.unit(work.rope != nullptr);
-  for (uint32_t first = in_rows ? g.columns : 0; first < g.columns; first += unit) {
-    const uint32_t count = std::min(unit, g.columns - first);
-    work.Load(raw, first, count);
-    for (uint32_t c = 0; c < count; ++c) {
-      std::fill_n(work.Column(c) + work.exact_at(), work.exact, 0.0f);
-      add(work.fns.moments(work.Column(c), g.stride, scale));
+  if (work.rope == nullptr && work.shape.order != AxisOrder::kHeadDimToken && g.dim % kStripe == 0) {
+    // Side by side in the plane's rows, columns need not be taken out of it; exact are its first tokens.
+    ForPieces(work.shape, 0, g.columns, [&](uint32_t, uint32_t count, size_t at, size_t pitch) {
+      const uint16_t* const rows = reinterpret_cast<const uint16_t*>(raw.data()) + at + work.exact * pitch;
+      for (uint32_t c = 0; c < count; c += kStripe) {
+        Moments found[kStripe];
+        work.fns.moments_of_rows(rows + c, pitch, g.tokens - work.exact, scale, found);
+        for (const Moments& m : found) add(m);
+      }
+    });
+  } else {
+    const uint32_t unit = g.unit(work.rope != nullptr);
+    for (uint32_t first = 0; first < g.columns; first += unit) {
+      const uint32_t count = std::min(unit, g.columns - first);
+      work.Load(raw, first, count);
+      for (uint32_t c = 0; c < count; ++c) {
+        std::fill_n(work.Column(c) + work.exact_at(), work.exact, 0.0f);
+        add(work.fns.moments(work.Column(c), g.stride, scale));
+      }
     }
   }
   const double mean = variance / (n * static_cast<double>(g.columns));

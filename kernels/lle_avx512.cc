@@ -12,6 +12,9 @@ namespace {
 TIERCEL_AVX512 inline __mmask32 First(size_t n) {
   return n >= 32 ? ~0u : _bzhi_u32(~0u, static_cast<uint32_t>(n));
 }
+TIERCEL_AVX512 inline __mmask64 FirstOf64(size_t n) {
+  return n >= 64 ? ~uint64_t{0} : _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n));
+}
 // The first (n + 7) / 8 bytes of a mask, at most 4.
 inline void StoreBits(std::byte* to, uint32_t bits, size_t n) {
   const size_t bytes = n >= 32 ? 4 : (n + 7) / 8;
@@ -43,7 +46,7 @@ TIERCEL_AVX512 inline void StoreBytes(void* to, size_t n, __m512i bytes) {
   if (n >= 64) {
     _mm512_storeu_si512(to, bytes);
   } else {
-    _mm512_mask_storeu_epi8(to, _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n)), bytes);
+    _mm512_mask_storeu_epi8(to, FirstOf64(n), bytes);
   }
 }
 TIERCEL_AVX512 inline __m512i LoadWords(const uint16_t* from, size_t n) {
@@ -93,8 +96,7 @@ TIERCEL_AVX512 Exponents Split(const uint16_t* column, size_t n, uint8_t* expone
     }
     sum = _mm512_add_epi64(sum, _mm512_sad_epu8(e, _mm512_setzero_si512()));
     nonzero += static_cast<uint32_t>(__builtin_popcountll(_mm512_test_epi8_mask(e, e)));
-    const __mmask64 some = left >= 64 ? ~uint64_t{0} : _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(left));
-    least = _mm512_mask_min_epu8(least, some, least, e);
+    least = _mm512_mask_min_epu8(least, FirstOf64(left), least, e);
     most = _mm512_max_epu8(most, e);
   }
   // The least and, as its complement, the most of 16 bytes in words of their own.

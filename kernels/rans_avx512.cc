@@ -265,6 +265,13 @@ bool Decode(const Tables& tables, const Row* rows, size_t n, uint32_t streams, u
 TIERCEL_AVX512 inline __mmask32 First(size_t n) {
   return n >= 32 ? ~0u : _bzhi_u32(~0u, static_cast<uint32_t>(n));
 }
+TIERCEL_AVX512 inline __mmask64 FirstOf64(size_t n) {
+  return n >= 64 ? ~uint64_t{0} : _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n));
+}
+// Words up to 255 as bytes.
+TIERCEL_AVX512 inline __m512i Pack(__m512i a, __m512i b) {
+  return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi16(a, b));
+}
 
 TIERCEL_AVX512 uint64_t Magnitude(const int16_t* values, size_t n) {
   __m512i sum = _mm512_setzero_si512();
@@ -315,7 +322,7 @@ TIERCEL_AVX512 inline void PutSymbols(size_t n, uint8_t* symbols, Histogram& his
       _mm512_storeu_si512(symbols + i, made);
       counts.Add(made, ~uint64_t{0});
     } else {
-      const uint64_t valid = _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n - i));
+      const uint64_t valid = FirstOf64(n - i);
       const __m512i made = symbols_at(i, valid);
       _mm512_mask_storeu_epi8(symbols + i, valid, made);
       counts.Add(made, valid);
@@ -331,7 +338,6 @@ TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uin
   const __m128i by = _mm_cvtsi32_si128(static_cast<int>(shift));
   const __m512i seven = _mm512_set1_epi16(kLargest);
   const __m512i escape = _mm512_set1_epi16(kEscape);
-  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
   const auto reduce = [&](const int16_t* from, __mmask32 some) TIERCEL_AVX512 {
     const __m512i v = some == ~0u ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(some, from);
     const __m512i reduced = _mm512_sra_epi16(_mm512_add_epi16(v, offset), by);
@@ -340,7 +346,7 @@ TIERCEL_AVX512 void Symbols(const int16_t* values, size_t n, uint32_t shift, uin
   PutSymbols(n, symbols, histogram, [&](size_t i, uint64_t valid) TIERCEL_AVX512 {
     const __m512i a = reduce(values + i, static_cast<__mmask32>(valid));
     const __m512i b = reduce(values + i + 32, static_cast<__mmask32>(valid >> 32));
-    return _mm512_permutexvar_epi64(in_order, _mm512_packus_epi16(a, b));
+    return Pack(a, b);
   });
 }
 
@@ -385,15 +391,12 @@ TIERCEL_AVX512 void Rests(const int16_t* values, size_t n, uint32_t shift, std::
                           size_t plane_bytes) {
   const __m512i half = _mm512_set1_epi16(static_cast<int16_t>(HalfOf(shift)));
   const __m512i low = _mm512_set1_epi16(0xff);
-  const __m512i in_order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
   for (size_t i = 0; i < n; i += 64) {
     const size_t left = n - i;
     const __m512i a = _mm512_maskz_loadu_epi16(First(left), values + i);
     const __m512i b = _mm512_maskz_loadu_epi16(left > 32 ? First(left - 32) : 0, values + i + 32);
-    const __m512i bytes = _mm512_permutexvar_epi64(
-        in_order, _mm512_packus_epi16(_mm512_and_si512(_mm512_add_epi16(a, half), low),
-                                      _mm512_and_si512(_mm512_add_epi16(b, half), low)));
-    const uint64_t valid = left >= 64 ? ~uint64_t{0} : _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(left));
+    const __m512i bytes = Pack(_mm512_and_si512(_mm512_add_epi16(a, half), low), _mm512_and_si512(_mm512_add_epi16(b, half), low));
+    const uint64_t valid = FirstOf64(left);
     for (uint32_t bit = 0; bit < shift; ++bit) {
       const uint64_t bits = valid & _mm512_movepi8_mask(_mm512_slli_epi16(bytes, 7 - bit));
       std::byte* const to = planes + bit * plane_bytes + i / 8;
@@ -476,7 +479,7 @@ TIERCEL_AVX512 bool ByteValues(const uint8_t* symbols, size_t n, int32_t base, u
     _mm512_storeu_si512(bytes + i, _mm512_add_epi8(some, zero));
   }
   if (i < n) {
-    const __mmask64 valid = _bzhi_u64(~uint64_t{0}, static_cast<uint32_t>(n - i));
+    const __mmask64 valid = FirstOf64(n - i);
     const __m512i some = _mm512_maskz_loadu_epi8(valid, symbols + i);
     escapes |= _mm512_cmpeq_epi8_mask(some, escape);
     _mm512_mask_storeu_epi8(bytes + i, valid, _mm512_add_epi8(some, zero));

@@ -53,7 +53,6 @@ using EscapesFn = size_t (*)(const uint8_t* symbols, size_t n);
 // plane_bytes, or null where shift is 0.
 using ValuesFn = bool (*)(const uint8_t* symbols, size_t n, uint32_t shift, const std::byte* rests,
                           size_t plane_bytes, int16_t* values);
-
 // n symbols to the low bytes of base - 7..8; true where one is an escape.
 using ByteValuesFn = bool (*)(const uint8_t* symbols, size_t n, int32_t base, uint8_t* bytes);
 
