@@ -81,6 +81,16 @@ rocksdb::Options DataOptions(bool direct_io) {
   return data;
 }
 
+rocksdb::Options SegmentOptions(bool direct_io, uint64_t largest_row) {
+  rocksdb::Options segment = DataOptions(direct_io);
+  rocksdb::BlockBasedTableOptions table = TableOptions();
+  // A block is built in a string that has this much taken ahead. One that is too short is copied to
+  // one of twice its length, for the four bytes that follow the record.
+  table.block_size = std::min<uint64_t>(largest_row, UINT32_MAX);
+  segment.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return segment;
+}
+
 rocksdb::IngestExternalFileOptions IngestOptions() {
   rocksdb::IngestExternalFileOptions ingest;
   ingest.move_files = true;

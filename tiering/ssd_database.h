@@ -28,6 +28,9 @@ inline rocksdb::Slice ToSlice(ByteSpan bytes) {
 inline std::string_view ToView(const rocksdb::Slice& slice) { return {slice.data(), slice.size()}; }
 
 rocksdb::Options DataOptions(bool direct_io);
+// For an SstFileWriter: the same, and no row of at most so many bytes, its key included, is copied
+// more than once.
+rocksdb::Options SegmentOptions(bool direct_io, uint64_t largest_row);
 rocksdb::Options IndexOptions();
 rocksdb::IngestExternalFileOptions
 IngestOptions();  // How a segment's file becomes part of the data.

@@ -99,6 +99,17 @@ std::string DataKey(uint32_t segment, uint32_t slot, const BlockKey* key) {
   return out;
 }
 
+std::string FirstKey(uint32_t segment) {
+  const BlockKey none;
+  return DataKey(segment, 0, &none);
+}
+
+bool IsFirstKey(std::string_view key) {
+  uint32_t segment = 0;
+  uint32_t slot = 0;
+  return ParseSegment(key, &segment, &slot) && key == FirstKey(segment);
+}
+
 std::string IndexKey(uint32_t segment) {
   std::string out = "s";
   AppendBe32(out, segment);

@@ -26,6 +26,10 @@ Result<std::vector<SsdEntry>> DecodeManifest(std::string_view bytes, uint32_t ex
 
 // be32 segment | be32 slot | 32-byte key; the manifest's key ends after the slot.
 std::string DataKey(uint32_t segment, uint32_t slot, const BlockKey* key);
+// A segment's first row: no value, and a block key of zeros. RocksDB reads the first row of each
+// file that it takes in, which would be a whole record.
+std::string FirstKey(uint32_t segment);
+bool IsFirstKey(std::string_view key);
 std::string IndexKey(uint32_t segment);
 // False: not a data key of ours.
 bool ParseSegment(std::string_view key, uint32_t* segment, uint32_t* slot);

@@ -148,7 +148,8 @@ Result<SegmentEngine::Recovered> RocksEngine::Recover() {
       continue;
     const auto known = out.segments.find(segment);
     if (known == out.segments.end()) continue;
-    Keep(segment, SegmentFile::Open(file.db_path + file.name, at_.direct_io, known->second));
+    Keep(segment, SegmentFile::Open(file.db_path + file.name, at_.direct_io, known->second,
+                                    IsFirstKey(file.smallestkey)));
   }
   return out;
 }
@@ -179,7 +180,10 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   const std::unique_ptr<rocksdb::Env> files = StagedFiles(
       {at_.direct_io, segment.bytes() + segment.appends().size() * kRowBytes + kEndBytes, &pacer_,
        at_.disk_pacer, at_.spares});
-  rocksdb::Options sst = DataOptions(at_.direct_io);
+  uint64_t largest = 0;
+  for (const OpenSegment::Append& append : segment.appends())
+    largest = std::max<uint64_t>(largest, append.record.size());
+  rocksdb::Options sst = SegmentOptions(at_.direct_io, largest + kRowBytes);
   sst.env = files.get();
   rocksdb::EnvOptions env;
   env.writable_file_max_buffer_size = 64 * kKiB;  // The staged file gathers for itself.
@@ -193,6 +197,9 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
     return given_up(FromRocks(status, what));
   };
   rocksdb::Status status = writer.Open(path);
+  // A client may say what it likes, that key as well.
+  const bool first_row = segment.appends().front().entry.key != BlockKey{};
+  if (status.ok() && first_row) status = writer.Put(FirstKey(segment.number()), "");
   if (!status.ok()) return fail(status, "opening a segment");
   KillPoint("segment.opened");
   std::vector<SsdEntry> entries;
@@ -213,10 +220,10 @@ Status RocksEngine::Write(OpenSegment& segment, const Recode& recode) {
   if (!status.ok()) return fail(status, "finishing a segment");
   KillPoint("segment.finished");
   // Opened by the name that it has now; it stays open whatever name RocksDB gives it.
-  auto file = SegmentFile::Open(path, at_.direct_io, entries);
+  auto file = SegmentFile::Open(path, at_.direct_io, entries, first_row);
   uint32_t written = 0;
   std::string family;
-  const Status whole = CheckIngestible(path, DataOptions(at_.direct_io), &written, &family);
+  const Status whole = CheckIngestible(path, file_options_, &written, &family);
   if (!whole) return given_up(whole.error());
   if (written != segment.number())
     return given_up({Code::kDataLoss, "the disk has not what was written to it: " + path});

@@ -33,7 +33,8 @@ class RocksEngine final : public SegmentEngine {
     std::string staging;
     bool direct_io;
   };
-  RocksEngine(const Databases& databases, uint32_t shard) : at_(databases), shard_(shard) {}
+  RocksEngine(const Databases& databases, uint32_t shard)
+      : at_(databases), shard_(shard), file_options_(DataOptions(databases.direct_io)) {}
 
   Result<Recovered> Recover() override;
   Status Write(OpenSegment& segment, const Recode& recode) override;
@@ -61,6 +62,9 @@ class RocksEngine final : public SegmentEngine {
 
   const Databases at_;
   const uint32_t shard_;
+  // One for all files: from what it opened before, RocksDB knows how little of a file's end to
+  // read.
+  const rocksdb::Options file_options_;
   Pacer pacer_;
   // One change of the database at a time: a file that is dropped while another is ingested would be
   // deleted later than it could be written over. Taken before mutex_.

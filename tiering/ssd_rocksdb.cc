@@ -24,8 +24,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view kFormatLine = "tiercel-ssd 1";
-constexpr size_t kSpares =
-    1;  // Each takes a segment's space; a writer takes what it has just freed.
 
 class Disk final : public SsdDisk {
  public:
@@ -33,7 +31,7 @@ class Disk final : public SsdDisk {
       : options_(options),
         lock_fd_(lock_fd),
         pacer_(options.write_bytes_per_second),
-        spares_(options.path + "/staging", kSpares) {}
+        spares_(options.path + "/staging") {}
   ~Disk() override {
     data_.Close();
     index_.Close();

@@ -39,6 +39,9 @@ std::string BlockHead(const SsdEntry& entry) {
   return head + key;
 }
 uint64_t HeadBytes(uint32_t record_bytes) { return 2 + VarintBytes(record_bytes) + 48; }
+uint64_t RowBytes(uint32_t record_bytes) {
+  return HeadBytes(record_bytes) + record_bytes + kBlockTail;
+}
 
 // What a thread that reads keeps: memory that O_DIRECT takes, and a queue of reads.
 class Reader {
@@ -174,16 +177,17 @@ class Reader {
 }  // namespace
 
 std::shared_ptr<const SegmentFile> SegmentFile::Open(const std::string& path, bool direct_io,
-                                                     const std::vector<SsdEntry>& entries) {
+                                                     const std::vector<SsdEntry>& entries,
+                                                     bool has_first_row) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | (direct_io ? O_DIRECT : 0));
   if (fd < 0) return nullptr;
   std::shared_ptr<SegmentFile> file(new SegmentFile(fd));
   file->blocks_.reserve(entries.size());
-  uint64_t at = 0;
+  uint64_t at = has_first_row ? RowBytes(0) : 0;
   for (const SsdEntry& entry : entries) {
     if (at > UINT32_MAX) return nullptr;
     file->blocks_.push_back(static_cast<uint32_t>(at));
-    at += HeadBytes(entry.record_bytes) + entry.record_bytes + kBlockTail;
+    at += RowBytes(entry.record_bytes);
   }
   return file;
 }

@@ -2,7 +2,8 @@
 // copies and checksum: a record is the only entry of its block, so where it lies follows from the
 // sizes before it.
 //
-//   SST:  block of slot 0 | block of slot 1 | ... | block of the manifest | index, footer
+//   SST:  block of the first row, 64 | block of slot 0 | block of slot 1 | ... | block of the
+//   manifest | index, footer
 //   block:  00 | 30 (48) | varint of the record's bytes | key, 40 | sequence and type, 8 | record |
 //   8 | 5
 //
@@ -31,8 +32,10 @@ namespace tiercel {
 class SegmentFile {
  public:
   // Null where the file cannot be read in this way; then RocksDB serves it alone.
+  // has_first_row: not so in files that were written before 30 November 2026.
   static std::shared_ptr<const SegmentFile> Open(const std::string& path, bool direct_io,
-                                                 const std::vector<SsdEntry>& entries);
+                                                 const std::vector<SsdEntry>& entries,
+                                                 bool has_first_row);
   ~SegmentFile();
   SegmentFile(const SegmentFile&) = delete;
   SegmentFile& operator=(const SegmentFile&) = delete;

@@ -20,6 +20,7 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kGathered = 4 * kMiB;
+constexpr uint64_t kWorthTaking = 1 * kMiB;
 
 rocksdb::IOStatus Failed(const char* what, const std::string& path) {
   const std::string text = fmt::format("{} {}: {}", what, path, std::strerror(errno));
@@ -128,8 +129,9 @@ class Files final : public rocksdb::FileSystemWrapper {
     auto file = std::make_unique<File>(fd, path, how_);
     struct stat found {};
     if (fstat(fd, &found) != 0) return Failed("looking at", path);
-    // What a file system cannot take ahead, it takes as the file is written.
-    if (static_cast<uint64_t>(found.st_size) < how_.expected_bytes &&
+    // What a file system cannot take ahead, it takes as the file is written; and the few blocks
+    // that a spare file may lack are not worth being taken, cut off and discarded again.
+    if (static_cast<uint64_t>(found.st_size) + kWorthTaking < how_.expected_bytes &&
         fallocate(fd, 0, 0, static_cast<off_t>(how_.expected_bytes)) != 0 && errno == ENOSPC) {
       return Failed("taking space for", path);
     }
@@ -143,8 +145,6 @@ class Files final : public rocksdb::FileSystemWrapper {
 
 }  // namespace
 
-SpareFiles::SpareFiles(std::string folder, size_t most) : folder_(std::move(folder)), most_(most) {}
-
 void SpareFiles::Clear() {
   MutexLock lock(mutex_);
   for (const std::string& path : kept_) unlink(path.c_str());
@@ -153,7 +153,7 @@ void SpareFiles::Clear() {
 
 std::string SpareFiles::Hold(int fd) {
   MutexLock lock(mutex_);
-  if (kept_.size() >= most_) return "";
+  if (kept_.size() >= ++awaited_) return "";
   std::string name = fmt::format("{}/spare-{}", folder_, number_++);
   if (linkat(AT_FDCWD, fmt::format("/proc/self/fd/{}", fd).c_str(), AT_FDCWD, name.c_str(),
              AT_SYMLINK_FOLLOW) != 0) {
@@ -165,15 +165,12 @@ std::string SpareFiles::Hold(int fd) {
 void SpareFiles::Keep(const std::string& held) {
   if (held.empty()) return;
   MutexLock lock(mutex_);
-  if (kept_.size() < most_) {
-    kept_.push_back(held);
-  } else {
-    unlink(held.c_str());
-  }
+  kept_.push_back(held);
 }
 
 bool SpareFiles::Take(const std::string& path) {
   MutexLock lock(mutex_);
+  if (awaited_ > 0) --awaited_;
   // Whoever reads the database while a file is deleted has it deleted a little later.
   const auto alone = std::find_if(kept_.begin(), kept_.end(), [](const std::string& name) {
     struct stat file {};

@@ -29,26 +29,28 @@
 
 namespace tiercel {
 
-// The files of dropped segments that wait to be written over.
+// The files of dropped segments that wait to be written over: one at most for each write that is
+// about to begin, for each takes a segment's space.
 class SpareFiles {
  public:
   // folder: on the file system of the segments; emptied by whoever opens the disk.
-  explicit SpareFiles(std::string folder, size_t most);
+  explicit SpareFiles(std::string folder) : folder_(std::move(folder)) {}
   ~SpareFiles() { Clear(); }
 
-  // A second name for an open file that is about to be deleted; empty if there can be none.
+  // For a write that is about to begin, and will Take: a second name for an open file that is about
+  // to be deleted. Empty where another file is left for that write, or there can be none.
   std::string Hold(int fd);
-  // The file is deleted elsewhere by now: it is kept, or deleted here as well.
+  // The file is deleted elsewhere by now, and may be taken. Empty: nothing happens.
   void Keep(const std::string& held);
-  // Gives a kept file that name. False: there is none.
+  // A write begins: a kept file gets that name. False: there is none.
   bool Take(const std::string& path);
   // Deletes what is kept.
   void Clear();
 
  private:
   const std::string folder_;
-  const size_t most_;
   Mutex mutex_;
+  size_t awaited_ TIERCEL_GUARDED_BY(mutex_) = 0;  // Writes with a Hold and no Take.
   uint64_t number_ TIERCEL_GUARDED_BY(mutex_) = 0;
   std::vector<std::string> kept_ TIERCEL_GUARDED_BY(mutex_);
 };
