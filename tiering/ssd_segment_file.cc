@@ -2,8 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/aio_abi.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,8 +9,8 @@
 #include <cerrno>
 #include <cstring>
 
-#include "base/check.h"
 #include "base/io_memory.h"
+#include "tiering/ssd_disk_queue.h"
 #include "tiering/ssd_manifest.h"
 
 namespace tiercel {
@@ -21,7 +19,6 @@ namespace {
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kPiece = 2 * kMiB;
 constexpr uint64_t kWhole = 2560 * kKiB;  // Up to here one read is quicker than several.
-constexpr size_t kPieces = 32;            // Under way at once.
 constexpr uint64_t kBlockTail = 8 + 5;    // RocksDB's restarts, and its type and checksum.
 
 size_t VarintBytes(uint32_t value) {
@@ -46,9 +43,6 @@ uint64_t RowBytes(uint32_t record_bytes) {
 // What a thread that reads keeps: memory that O_DIRECT takes, and a queue of reads.
 class Reader {
  public:
-  ~Reader() {
-    if (queue_ != 0) syscall(SYS_io_destroy, queue_);
-  }
   static Reader& Mine() {
     static thread_local Reader reader;
     return reader;
@@ -63,15 +57,11 @@ class Reader {
     at_ = at;
     head_ = head;
     dst_ = dst;
-    if (end - begin <= kWhole || !OpenQueue()) return ReadWhole(fd, end - begin);
+    if (end - begin <= kWhole || !queue_.Open()) return ReadWhole(fd, end - begin);
     return ReadInPieces(fd, end - begin);
   }
 
  private:
-  bool OpenQueue() {
-    if (queue_ == 0 && !refused_) refused_ = syscall(SYS_io_setup, kPieces, &queue_) != 0;
-    return queue_ != 0;
-  }
   static Status Failed(int64_t error) {
     return Fail(Code::kUnavailable,
                 fmt::format("reading a block: {}", std::strerror(static_cast<int>(error))));
@@ -116,48 +106,28 @@ class Reader {
   Status ReadInPieces(int fd, uint64_t bytes) {
     Status status = OkStatus();
     uint64_t next = 0;
-    size_t under_way = 0;
-    std::array<iocb, kPieces> calls;
-    std::array<size_t, kPieces> idle;
-    for (size_t i = 0; i < kPieces; ++i) idle[i] = i;
-    size_t idle_count = kPieces;
-    while (under_way > 0 || (next < bytes && status)) {
-      while (next < bytes && idle_count > 0 && status) {
-        iocb& call = calls[idle[idle_count - 1]];
-        call = {};
-        call.aio_data = next;
-        call.aio_lio_opcode = IOCB_CMD_PREAD;
-        call.aio_fildes = static_cast<uint32_t>(fd);
-        call.aio_buf = reinterpret_cast<uint64_t>(space_.data() + next);
-        call.aio_nbytes = std::min(kPiece, bytes - next);
-        call.aio_offset = static_cast<int64_t>(begin_ + next);
-        iocb* one = &call;
-        const long submitted = syscall(SYS_io_submit, queue_, 1, &one);
-        if (submitted != 1) {
-          if (errno == EAGAIN && under_way > 0) break;
-          status = Failed(errno);
-          break;
+    const auto length = [bytes](uint64_t offset) { return std::min(kPiece, bytes - offset); };
+    while (queue_.under_way() > 0 || (next < bytes && status)) {
+      while (next < bytes && status) {
+        const int error = queue_.Submit(DiskQueue::Op::kRead, fd, space_.data() + next,
+                                        length(next), begin_ + next, next);
+        if (error == EAGAIN && queue_.under_way() > 0) break;
+        if (error == 0) {
+          next += length(next);
+        } else {
+          status = Failed(error);
         }
-        --idle_count;
-        ++under_way;
-        next += call.aio_nbytes;
       }
-      if (under_way == 0) break;
-      std::array<io_event, kPieces> events;
-      const long came = syscall(SYS_io_getevents, queue_, 1, kPieces, events.data(), nullptr);
-      if (came < 0 && errno == EINTR) continue;
-      TIERCEL_CHECK(came > 0);
-      for (long i = 0; i < came; ++i) {
-        const io_event& event = events[static_cast<size_t>(i)];
-        const auto* call = reinterpret_cast<const iocb*>(event.obj);
-        idle[idle_count++] = static_cast<size_t>(call - calls.data());
-        --under_way;
-        if (event.res < 0) {
-          status = Failed(-event.res);
-        } else if (!Enough(event.data, static_cast<uint64_t>(event.res), call->aio_nbytes)) {
+      DiskQueue::Dones dones;
+      const size_t came = queue_.Wait(dones);
+      for (size_t i = 0; i < came; ++i) {
+        const auto [offset, result] = dones[i];
+        if (result < 0) {
+          status = Failed(-result);
+        } else if (!Enough(offset, static_cast<uint64_t>(result), length(offset))) {
           status = EndsEarly();
         } else if (status) {
-          Take(event.data, static_cast<uint64_t>(event.res));
+          Take(offset, static_cast<uint64_t>(result));
         }
       }
     }
@@ -165,8 +135,7 @@ class Reader {
   }
 
   IoMemory space_;
-  aio_context_t queue_ = 0;
-  bool refused_ = false;
+  DiskQueue queue_;
   // Of the read under way.
   uint64_t begin_ = 0;
   uint64_t at_ = 0;

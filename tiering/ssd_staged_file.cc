@@ -14,12 +14,13 @@
 
 #include "base/io_memory.h"
 #include "base/units.h"
+#include "tiering/ssd_disk_queue.h"
 
 namespace tiercel {
 namespace {
 
 constexpr uint64_t kPage = 4096;
-constexpr uint64_t kGathered = 4 * kMiB;
+constexpr uint64_t kGathered = 2 * kMiB;
 constexpr uint64_t kWorthTaking = 1 * kMiB;
 
 rocksdb::IOStatus Failed(const char* what, const std::string& path) {
@@ -28,17 +29,23 @@ rocksdb::IOStatus Failed(const char* what, const std::string& path) {
                                             : rocksdb::IOStatus::IOError(text);
 }
 
-// Memory of a writer's thread, kept from file to file.
-std::byte* Space() {
-  static thread_local const IoMemory space(kGathered);
-  return space.data();
-}
+// What a thread that writes keeps from file to file: one space is filled while the disk takes the
+// other.
+struct Writer {
+  const IoMemory spaces[2] = {IoMemory(kGathered), IoMemory(kGathered)};
+  DiskQueue queue;
+
+  static Writer& Mine() {
+    static thread_local Writer writer;
+    return writer;
+  }
+};
 
 class File final : public rocksdb::FSWritableFile {
  public:
-  File(int fd, std::string path, const Staging& how)
-      : fd_(fd), path_(std::move(path)), how_(how), space_(Space()) {}
+  File(int fd, std::string path, const Staging& how) : fd_(fd), path_(std::move(path)), how_(how) {}
   ~File() override {
+    (void)Settle();
     if (fd_ >= 0) close(fd_);
   }
 
@@ -50,7 +57,7 @@ class File final : public rocksdb::FSWritableFile {
       // hashes it does not keep a core from reads.
       const uint64_t most = std::max(Piece(), (gathered_ + kPage) / kPage * kPage);
       const size_t n = std::min<size_t>(data.size() - done, most - gathered_);
-      std::memcpy(space_ + gathered_, data.data() + done, n);
+      std::memcpy(space() + gathered_, data.data() + done, n);
       done += n;
       gathered_ += n;
       if (gathered_ < most) continue;
@@ -68,8 +75,9 @@ class File final : public rocksdb::FSWritableFile {
   rocksdb::IOStatus Close(const rocksdb::IOOptions&, rocksdb::IODebugContext*) override {
     const uint64_t length = written_ + gathered_;
     const uint64_t padded = (gathered_ + kPage - 1) / kPage * kPage;
-    std::memset(space_ + gathered_, 0, padded - gathered_);
+    std::memset(space() + gathered_, 0, padded - gathered_);
     rocksdb::IOStatus status = Write(padded);
+    if (status.ok()) status = Settle();
     if (status.ok() && ftruncate(fd_, static_cast<off_t>(length)) != 0)
       status = Failed("cutting", path_);
     const int closed = close(std::exchange(fd_, -1));
@@ -84,33 +92,73 @@ class File final : public rocksdb::FSWritableFile {
   }
 
  private:
+  std::byte* space() const { return writer_.spaces[space_].data(); }
   uint64_t Piece() const {
     return std::min({kGathered, how_.shard->piece_bytes(), how_.disk->piece_bytes()});
   }
+  // The first bytes of the space go to the disk, the last piece of them on its own; what comes next
+  // is gathered in the other space.
   rocksdb::IOStatus Write(uint64_t bytes) {
     for (uint64_t done = 0; done < bytes;) {
       const uint64_t piece = std::min(bytes - done, Piece());
       how_.shard->Take(piece);
       how_.disk->Take(piece);
-      for (uint64_t begun = done; done < begun + piece;) {
-        const ssize_t n =
-            pwrite(fd_, space_ + done, begun + piece - done, static_cast<off_t>(written_ + done));
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) return Failed("writing", path_);
-        done += static_cast<uint64_t>(n);
-      }
+      rocksdb::IOStatus status = Settle();
+      if (status.ok()) status = Begin({space() + done, piece, written_});
+      if (!status.ok()) return status;
+      done += piece;
+      written_ += piece;
     }
-    written_ += bytes;
     gathered_ = 0;
+    space_ ^= 1;
+    return rocksdb::IOStatus::OK();
+  }
+
+  struct Extent {
+    std::byte* data;
+    uint64_t bytes;
+    uint64_t at;
+  };
+  rocksdb::IOStatus Begin(const Extent& piece) {
+    DiskQueue& queue = writer_.queue;
+    if (!queue.Open() ||
+        queue.Submit(DiskQueue::Op::kWrite, fd_, piece.data, piece.bytes, piece.at, 0) != 0) {
+      return WriteNow(piece);  // And that tells what is wrong.
+    }
+    under_way_ = piece;
+    return rocksdb::IOStatus::OK();
+  }
+  // Waits for what is under way.
+  rocksdb::IOStatus Settle() {
+    DiskQueue::Dones dones;
+    if (writer_.queue.Wait(dones) == 0) return rocksdb::IOStatus::OK();
+    const int64_t result = dones[0].result;
+    if (result < 0) {
+      errno = static_cast<int>(-result);
+      return Failed("writing", path_);
+    }
+    const auto n = static_cast<uint64_t>(result);
+    return WriteNow({under_way_.data + n, under_way_.bytes - n, under_way_.at + n});
+  }
+  rocksdb::IOStatus WriteNow(Extent piece) {
+    while (piece.bytes > 0) {
+      const ssize_t n = pwrite(fd_, piece.data, piece.bytes, static_cast<off_t>(piece.at));
+      if (n < 0 && errno == EINTR) continue;
+      if (n <= 0) return Failed("writing", path_);
+      const auto wrote = static_cast<uint64_t>(n);
+      piece = {piece.data + wrote, piece.bytes - wrote, piece.at + wrote};
+    }
     return rocksdb::IOStatus::OK();
   }
 
   int fd_;
   const std::string path_;
   const Staging how_;
-  std::byte* const space_;
-  uint64_t gathered_ = 0;  // Bytes in the space, and those on the disk before them.
+  Writer& writer_ = Writer::Mine();
+  size_t space_ = 0;       // The one that is filled.
+  uint64_t gathered_ = 0;  // Bytes in it, and those of the file before them.
   uint64_t written_ = 0;
+  Extent under_way_{};
 };
 
 class Files final : public rocksdb::FileSystemWrapper {

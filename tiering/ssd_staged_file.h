@@ -1,7 +1,8 @@
 // A segment's file before RocksDB takes it in, and what is kept for the next one.
 //
 //   file of a dropped segment, or a new one with its space taken --> written over in large direct
-//   writes, at the pace asked for --> cut to its length --> ingested
+//   writes, at the pace asked for, one under way while the next is gathered --> cut to its length
+//   --> ingested
 //
 // Writing over a file that has its space changes nothing but data: no journal of the file system
 // that reads would wait for, no blocks that are freed, discarded and taken again.
@@ -12,8 +13,9 @@
 //   A staged file is not synced when it is closed: ingestion syncs it under its new name
 //   (IngestOptions' move_files) before the database speaks of it.
 //
-// Threads: SpareFiles any; a StagedFiles and what it opens, one. Errors: a spare that cannot be had
-// is no error; what cannot be written is RocksDB's IOError or NoSpace.
+// Threads: SpareFiles any; a StagedFiles and what it opens, one, and one such file at a time.
+// Errors: a spare that cannot be had is no error; what cannot be written is RocksDB's IOError or
+// NoSpace.
 #ifndef TIERCEL_TIERING_SSD_STAGED_FILE_H_
 #define TIERCEL_TIERING_SSD_STAGED_FILE_H_
 

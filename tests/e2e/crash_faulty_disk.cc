@@ -7,11 +7,15 @@
 //   FAULTY_LOSE=N       one write in N is not done at all, and said to be
 //   FAULTY_SEED=N       which part, and which write
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <linux/aio_abi.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdarg>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -91,6 +95,36 @@ ssize_t pwrite(int fd, const void* bytes, size_t n, off_t at) {
 ssize_t pwrite64(int fd, const void* bytes, size_t n, off64_t at) {
   static const auto next = Next<ssize_t (*)(int, const void*, size_t, off64_t)>("pwrite64");
   return Faulty(fd, n, [&](size_t part) { return next(fd, bytes, part, at); });
+}
+
+// A segment's writes come as io_submit, one at a time, by syscall(2).
+long syscall(long number, ...) {
+  static const auto next = Next<long (*)(long, ...)>("syscall");
+  long a[6];
+  va_list arguments;
+  va_start(arguments, number);
+  for (long& argument : a) argument = va_arg(arguments, long);
+  va_end(arguments);
+  const auto as_asked = [&] { return next(number, a[0], a[1], a[2], a[3], a[4], a[5]); };
+  if (number != SYS_io_submit || a[1] != 1) return as_asked();
+  iocb* call = *reinterpret_cast<iocb**>(a[2]);
+  if (call->aio_lio_opcode != IOCB_CMD_PWRITE) return as_asked();
+  static const auto write_at = Next<ssize_t (*)(int, const void*, size_t, off64_t)>("pwrite64");
+  static const int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+  const auto fd = static_cast<int>(call->aio_fildes);
+  bool done = false;
+  long submitted = 0;
+  (void)Faulty(fd, call->aio_nbytes, [&](size_t part) -> ssize_t {
+    done = true;
+    if (part == call->aio_nbytes) {
+      submitted = as_asked();
+      return submitted;
+    }
+    return write_at(fd, reinterpret_cast<const void*>(call->aio_buf), part, call->aio_offset);
+  });
+  if (done) return submitted;
+  call->aio_fildes = static_cast<uint32_t>(nowhere);  // Lost, and said to be done.
+  return as_asked();
 }
 
 }  // extern "C"

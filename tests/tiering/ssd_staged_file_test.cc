@@ -3,9 +3,13 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <rocksdb/sst_file_reader.h>
 #include <rocksdb/sst_file_writer.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <deque>
@@ -15,13 +19,17 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <thread>
 
 #include "base/random.h"
 #include "base/units.h"
 #include "tests/tiering/records.h"
 #include "tests/tiering/temp_folder.h"
 #include "tiering/ssd_database.h"
+#include "tiering/ssd_disk_queue.h"
+#include "tiering/ssd_manifest.h"
 #include "tiering/ssd_rocksdb.h"
+#include "tiering/ssd_segment_file.h"
 
 namespace tiercel {
 namespace {
@@ -121,6 +129,39 @@ TEST_F(StagedFileTest, IsTheSameAtAPaceAndWithoutDirectWrites) {
   shard_pace_.SetRate(0);
   ASSERT_TRUE(WriteSst(Path("buffered"), 30, 65'536, 2 * kMiB, false).ok());
   ExpectSst(Path("buffered"), 30, 65'536);
+}
+
+// As where a container's rules or fs.aio-max-nr say no: all reads and writes are done one by one.
+TEST_F(StagedFileTest, IsWrittenAndReadWhereTheKernelGivesNoQueue) {
+  std::thread([this] {
+    sock_filter rules[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const sock_fprog program = {std::size(rules), rules};
+    ASSERT_EQ(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+    ASSERT_EQ(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program), 0);  // Of this thread alone.
+    ASSERT_FALSE(DiskQueue().Open());
+    ASSERT_TRUE(WriteSst(Path("sst"), 3, 5'000'000, 16 * kMiB).ok());
+    ExpectSst(Path("sst"), 3, 5'000'000);
+
+    SsdEntry entry;
+    entry.key = KeyOf(1);
+    entry.where = {7, 0};
+    entry.record_bytes = 5'000'000;
+    const auto env = StagedFiles({true, 0, &shard_pace_, &disk_pace_, &spares_});
+    rocksdb::Options options = DataOptions(true);
+    options.env = env.get();
+    rocksdb::SstFileWriter writer(rocksdb::EnvOptions(), options);
+    ASSERT_TRUE(writer.Open(Path("segment")).ok());
+    ASSERT_TRUE(writer.Put(DataKey(7, 0, &entry.key), ToSlice(RecordOf(1, 5'000'000))).ok());
+    ASSERT_TRUE(writer.Finish().ok());
+    std::vector<std::byte> read(5'000'000);
+    ASSERT_TRUE(SegmentFile::Open(Path("segment"), true, {entry}, false)->Read(entry, read));
+    EXPECT_EQ(read, RecordOf(1, 5'000'000));
+  }).join();
 }
 
 TEST_F(StagedFileTest, NeverWritesOverAFileThatStillHasAnotherName) {
