@@ -96,8 +96,8 @@ class File final : public rocksdb::FSWritableFile {
   uint64_t Piece() const {
     return std::min({kGathered, how_.shard->piece_bytes(), how_.disk->piece_bytes()});
   }
-  // The first bytes of the space go to the disk, the last piece of them on its own; what comes next
-  // is gathered in the other space.
+  // The space's first bytes go to the disk. The last piece of them is still under way afterwards,
+  // and what comes next is gathered in the other space.
   rocksdb::IOStatus Write(uint64_t bytes) {
     for (uint64_t done = 0; done < bytes;) {
       const uint64_t piece = std::min(bytes - done, Piece());
