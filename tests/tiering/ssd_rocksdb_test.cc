@@ -113,6 +113,15 @@ std::map<uint64_t, SsdEntry> Fill(Shard& shard, uint64_t first, uint64_t n, size
   return durable;
 }
 
+// All that was recovered reads as Fill made it.
+void ExpectFilledBytes(Shard& shard) {
+  for (const SsdEntry& entry : shard.recovered) {
+    std::vector<std::byte> bytes;
+    ASSERT_TRUE(shard.Read(entry, bytes));
+    EXPECT_EQ(bytes, RecordOf(entry.generation - 1, bytes.size()));
+  }
+}
+
 class RocksRig final : public SsdStoreRig {
  public:
   std::unique_ptr<SsdStore> Open(const SsdStore::Options& options) override {
@@ -338,11 +347,7 @@ TEST(SsdRocksdbTest, ASegmentWithoutItsIndexEntryIsIndexedAgain) {
   {
     Shard shard(folder.path());
     EXPECT_EQ(shard.recovered.size(), 40u);
-    for (const SsdEntry& entry : shard.recovered) {
-      std::vector<std::byte> bytes;
-      ASSERT_TRUE(shard.Read(entry, bytes));
-      EXPECT_EQ(bytes, RecordOf(entry.generation - 1, bytes.size()));
-    }
+    ExpectFilledBytes(shard);
   }
   // And the other way round: an index of what is not there is forgotten.
   std::filesystem::remove_all(folder.path() + "/data");
@@ -480,11 +485,7 @@ TEST(SsdRocksdbTest, ASegmentWrittenBeforeThereWasAFirstRowIsReadAsEver) {
   }
   Shard shard(folder.path());
   ASSERT_EQ(shard.recovered.size(), 10u);
-  for (const SsdEntry& entry : shard.recovered) {
-    std::vector<std::byte> read;
-    ASSERT_TRUE(shard.Read(entry, read));
-    EXPECT_EQ(read, RecordOf(entry.generation - 1, read.size()));
-  }
+  ExpectFilledBytes(shard);
 }
 
 TEST(SsdRocksdbTest, DamagedDataIsMadeAgainFromTheSegmentsThatAreWhole) {
