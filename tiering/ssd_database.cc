@@ -18,6 +18,7 @@ Error FromRocks(const rocksdb::Status& status, std::string_view what) {
   Code code = Code::kUnavailable;
   if (status.IsNotFound() || status.IsPathNotFound()) code = Code::kNotFound;
   if (status.IsCorruption()) code = Code::kDataLoss;
+  if (status.IsNoSpace()) code = Code::kResourceExhausted;
   return {code, fmt::format("{}: {}", what, status.ToString())};
 }
 

@@ -153,6 +153,10 @@ class JoinedStore final : public SsdStore {
     return std::any_of(disks_.begin(), disks_.end(),
                        [](const auto& disk) { return disk->available(); });
   }
+  bool readable() const override {
+    return std::any_of(disks_.begin(), disks_.end(),
+                       [](const auto& disk) { return disk->readable(); });
+  }
   std::string why() const override {
     std::string all;
     for (size_t i = 0; i < disks_.size(); ++i) {

@@ -13,7 +13,7 @@
 // does.
 //
 // Errors: kNotFound: no such segment or record; kDataLoss: what is there does not verify;
-// kUnavailable: the disk refuses.
+// kResourceExhausted: no space is left on the disk; kUnavailable: it refuses.
 #ifndef TIERCEL_TIERING_SSD_ENGINE_H_
 #define TIERCEL_TIERING_SSD_ENGINE_H_
 

@@ -18,6 +18,7 @@ namespace tiercel {
 namespace {
 
 constexpr Nanos kRetryAfter = 5 * kSecond;      // How long a failing disk is left alone.
+constexpr Nanos kFullFor = 600 * kSecond;       // How long what a full disk holds is all it holds.
 constexpr uint32_t kReadErrorsToSwitchOff = 8;  // In a row.
 constexpr Nanos kReaderSpin = 50 * kMicrosecond;
 constexpr Nanos kLeakCheckEvery = 60 * kSecond;
@@ -35,7 +36,6 @@ class SegmentStore final : public SsdStore {
                const SegmentStoreThreads& threads, const Clock& clock, const std::string& name)
       : engine_(std::move(engine)),
         options_(options),
-        most_queued_(std::min(options.max_queued_bytes, options.capacity_bytes / 4)),
         clock_(clock),
         name_(name),
         writers_(std::make_unique<Movers>(threads.writers)),
@@ -63,7 +63,8 @@ class SegmentStore final : public SsdStore {
   int event_fd() const override { return inbox_.event_fd(); }
   bool Arm() override { return inbox_.Arm(); }
   Nanos next_wakeup() const override;
-  bool available() const override { return clock_.Now() >= off_until_; }
+  bool available() const override { return readable() && clock_.Now() >= writes_off_until_; }
+  bool readable() const override { return clock_.Now() >= off_until_; }
   std::string why() const override { return available() ? "" : why_; }
   Stats stats() const override;
   Budget budget() const override;
@@ -130,7 +131,10 @@ class SegmentStore final : public SsdStore {
   void PushDrops();
   // On a mover.
   void DropNow(const OwedDrop& drop, bool a_write_follows);
-  void SwitchOff(const std::string& why);
+  void SwitchOff(Nanos* until, const std::string& why);
+  uint64_t Capacity() const;
+  // Room is made for what waits: so much that all that is there would have to go is too much.
+  uint64_t MostQueued() const { return std::min(options_.max_queued_bytes, Capacity() / 4); }
   void FinishFlushes();
   void EndRead(uint32_t number);
   double BudgetNow() const;
@@ -144,8 +148,6 @@ class SegmentStore final : public SsdStore {
 
   const std::unique_ptr<SegmentEngine> engine_;
   const Options options_;
-  // Room is made for what waits: so much that all that is there would have to go is too much.
-  const uint64_t most_queued_;
   const Clock& clock_;
   const std::string name_;
   std::function<void(const std::vector<SsdEntry>&)> on_dropped_;
@@ -169,7 +171,10 @@ class SegmentStore final : public SsdStore {
   uint64_t last_generation_ = 0;
   std::atomic<bool> abandon_{false};  // Shutting down: writes that have not begun are given up.
   std::atomic<bool> resume_{false};   // The engine saw an error; ask it to go on.
-  Nanos off_until_ = 0;
+  Nanos off_until_ = 0;               // Nothing is asked of the disk, and no writes.
+  Nanos writes_off_until_ = 0;
+  uint64_t full_at_ = 0;  // What lay on the disk when it was full,
+  Nanos full_until_ = 0;  // and until when that counts.
   std::string why_;
   Watch writes_watch_;
   Watch reads_watch_;
@@ -261,7 +266,7 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
                             UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available())
     return Fail(Code::kUnavailable, why_.empty() ? "the SSD tier is closed" : why_);
-  if (stats_.queued_bytes + record.size() > most_queued_ ||
+  if (stats_.queued_bytes + record.size() > MostQueued() ||
       dropping_bytes_ > kDropsAhead * options_.segment_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
@@ -288,7 +293,7 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
   // Many that fill slowly are not to keep each other from being written.
   if (open.bytes() >= options_.segment_bytes) {
     Seal(open);
-  } else if (open_.size() > 1 && open_bytes() > most_queued_ / 2) {
+  } else if (open_.size() > 1 && open_bytes() > MostQueued() / 2) {
     SealFullest();
   }
   return OkStatus();
@@ -324,7 +329,7 @@ void SegmentStore::Seal(OpenSegment& open) {
   writing_.insert(sealed->number());
   writes_watch_.Began(clock_.Now());
   // Smaller bytes are worth their time only while the disk is not waited for.
-  const bool recode = options_.recode && stats_.queued_bytes <= most_queued_ / 2;
+  const bool recode = options_.recode && stats_.queued_bytes <= MostQueued() / 2;
   // What makes room goes first: little waits to be flushed then, and the file of a dropped segment
   // is there to be written over. As its write waits for it, nothing else has to.
   std::vector<OwedDrop> drops = std::exchange(owed_drops_, {});
@@ -367,7 +372,11 @@ void SegmentStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written,
     budget_ += static_cast<double>(written->bytes() - segment.bytes);
   } else {
     ++stats_.failed_writes;
-    if (!abandon_) SwitchOff(status.error().message);
+    if (status.error().code == Code::kResourceExhausted) {
+      full_at_ = std::max(stats_.used_bytes, 2 * options_.segment_bytes);
+      full_until_ = clock_.Now() + kFullFor;
+    }
+    if (!abandon_) SwitchOff(&writes_off_until_, status.error().message);
   }
   written->Answer(status);
   FinishFlushes();
@@ -407,7 +416,7 @@ Status SegmentStore::Read(const SsdEntry& entry, MutableByteSpan dst,
   if (shut_down_ || found == segments_.end() || found->second.dropping) {
     return Fail(Code::kNotFound, "the segment is gone");
   }
-  if (!available()) return Fail(Code::kUnavailable, why_);
+  if (!readable()) return Fail(Code::kUnavailable, why_);
   if (stats_.queued_reads >= options_.max_queued_reads) {
     return Fail(Code::kResourceExhausted, "too many SSD reads are waiting");
   }
@@ -436,7 +445,8 @@ Status SegmentStore::Read(const SsdEntry& entry, MutableByteSpan dst,
       stats_.read_bytes += read->bytes;
       if (!read->status && read->status.error().code == Code::kDataLoss) ++stats_.corrupt_reads;
       read_errors_ = read->io_error ? read_errors_ + 1 : 0;
-      if (read_errors_ >= kReadErrorsToSwitchOff) SwitchOff(read->status.error().message);
+      if (read_errors_ >= kReadErrorsToSwitchOff)
+        SwitchOff(&off_until_, read->status.error().message);
       EndRead(read->segment);
       read->done(std::move(read->status));
     });
@@ -507,7 +517,7 @@ void SegmentStore::Verify(UniqueFunction<void(Result<VerifyReport>)> done) {
 // A step reads about a MiB of one segment, then waits as long as the rate asks for. What does not
 // verify is counted and told; whoever fetches it finds out for himself, and it is forgotten then.
 void SegmentStore::ScrubNext() {
-  if (options_.scrub_bytes_per_second == 0 || scrubbing_ || shut_down_ || !available()) return;
+  if (options_.scrub_bytes_per_second == 0 || scrubbing_ || shut_down_ || !readable()) return;
   if (clock_.Now() < next_scrub_) return;
   auto segment = segments_.lower_bound(scrub_at_.segment);
   if (segment != segments_.end() && segment->first != scrub_at_.segment)
@@ -593,7 +603,7 @@ void SegmentStore::MakeRoom(uint32_t name_space) {
     if (victim == segments_.end()) break;
     Drop(victim);
   }
-  while (stats_.used_bytes + stats_.queued_bytes > options_.capacity_bytes) {
+  while (stats_.used_bytes + std::min(stats_.queued_bytes, MostQueued()) > Capacity()) {
     auto victim = LeastRead(no_reserve_needs);
     if (victim == segments_.end()) victim = LeastRead(is_own);
     if (victim == segments_.end()) victim = LeastRead([](const Segment&) { return true; });
@@ -653,10 +663,16 @@ void SegmentStore::DropNow(const OwedDrop& drop, bool a_write_follows) {
 
 // ---- looking after the disk --------------------------------------------------------------------
 
-void SegmentStore::SwitchOff(const std::string& why) {
+// What it holds, or held when it was full: then the oldest goes for the new, as ever.
+uint64_t SegmentStore::Capacity() const {
+  return clock_.Now() < full_until_ ? std::min(full_at_, options_.capacity_bytes)
+                                    : options_.capacity_bytes;
+}
+
+void SegmentStore::SwitchOff(Nanos* until, const std::string& why) {
   if (available()) ++stats_.switched_off;
   why_ = why;
-  off_until_ = clock_.Now() + kRetryAfter;
+  *until = clock_.Now() + kRetryAfter;
   resume_ = true;
   LogWarn("ssd.off", {{"disk", name_}, {"why", why}});
 }
@@ -672,12 +688,13 @@ Nanos SegmentStore::WriteLimit() const {
 // Nothing that is under way can be taken back, its buffers are the disk's until it ends; but no
 // more is asked of a disk that does not answer.
 void SegmentStore::CheckStalls() {
-  if (shut_down_ || !available()) return;
+  if (shut_down_ || !readable()) return;
   const Nanos now = clock_.Now();
   const bool reads = now >= reads_watch_.Due(options_.stall_after);
   if (!reads && now < writes_watch_.Due(WriteLimit())) return;
   ++stats_.stalls;
-  SwitchOff(fmt::format("the disk has answered no {} for {} ms", reads ? "read" : "write",
+  SwitchOff(&off_until_,
+            fmt::format("the disk has answered no {} for {} ms", reads ? "read" : "write",
                         (now - (reads ? reads_watch_ : writes_watch_).since) / kMillisecond));
 }
 
@@ -708,7 +725,7 @@ void SegmentStore::CheckLeaks() {
 Nanos SegmentStore::next_wakeup() const {
   Nanos next = INT64_MAX;
   for (const auto& [name_space, open] : open_) next = std::min(next, open.Due(options_.seal_after));
-  if (!available()) return std::min(next, off_until_);
+  if (!readable()) return std::min(next, off_until_);
   next = std::min({next, reads_watch_.Due(options_.stall_after), writes_watch_.Due(WriteLimit()),
                    next_leak_check_});
   if (options_.scrub_bytes_per_second > 0 && !scrubbing_ && !segments_.empty())

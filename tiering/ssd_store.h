@@ -7,7 +7,8 @@
 // Invariants
 //   An Append's done gives the entry as stored, and only when it and the record survive kill -9.
 //   A Read gives the bytes of exactly the key that was appended there, verified, or an error.
-//   Bytes on disk stay within the capacity plus one segment.
+//   Bytes on disk stay within the capacity plus one segment. A disk that is full before has for a
+//   while the capacity that was found.
 //   A segment is written for one name space. No write for another drops a segment without which a
 //   name space would have less than its reserve; none of one over its limit is kept.
 //
@@ -181,7 +182,9 @@ class SsdStore {
   // When Poll wants to be called next even without an event; INT64_MAX: never.
   virtual Nanos next_wakeup() const = 0;
 
+  // Takes writes and reads. After a write that failed reads alone are taken: readable.
   virtual bool available() const = 0;
+  virtual bool readable() const = 0;
   virtual std::string why() const = 0;  // Why it is not available; empty when it is.
   virtual Stats stats() const = 0;
   virtual Budget budget() const = 0;

@@ -113,7 +113,7 @@ Status TierStack::Written(Block* block, const SsdEntry& stored) {
 
 void TierStack::ReadAhead(uint32_t name_space, std::span<const BlockKey> keys,
                           QualityClass min_class, Prefer prefer) {
-  if (ssd_ == nullptr || !ssd_->available() || options_.max_read_ahead == 0) return;
+  if (ssd_ == nullptr || !ssd_->readable() || options_.max_read_ahead == 0) return;
   for (const BlockKey& key : keys) {
     MissReason reason = MissReason::kNone;
     const BlockIndex::Found found = Select(name_space, key, min_class, prefer, &reason);

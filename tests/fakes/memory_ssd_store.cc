@@ -140,7 +140,6 @@ Status MemorySsdStore::Read(const SsdEntry& entry, MutableByteSpan dst,
   if (shut_down_ || !disk_.segments.contains(entry.where.segment)) {
     return Fail(Code::kNotFound, "the segment is gone");
   }
-  if (!available()) return Fail(Code::kUnavailable, why_);
   if (stats_.queued_reads >= options_.max_queued_reads) {
     return Fail(Code::kResourceExhausted, "too many SSD reads are waiting");
   }

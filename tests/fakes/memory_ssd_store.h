@@ -76,6 +76,7 @@ class MemorySsdStore final : public SsdStore {
   bool Arm() override { return next_wakeup() > clock_.Now(); }
   Nanos next_wakeup() const override;
   bool available() const override { return clock_.Now() >= off_until_; }
+  bool readable() const override { return true; }
   std::string why() const override { return available() ? "" : why_; }
   Stats stats() const override;
   Budget budget() const override { return {}; }

@@ -86,6 +86,8 @@ class FakeEngine final : public SegmentEngine {
     std::atomic<bool> hang_reads{false};
     std::atomic<bool> hang_drops{false};
     std::atomic<bool> fail_reads{false};
+    std::atomic<bool> fail_writes{false};
+    std::atomic<size_t> most_segments{SIZE_MAX};
     std::atomic<uint64_t> pace{0};
     Mutex mutex;
     std::map<uint32_t, std::vector<std::vector<std::byte>>> segments TIERCEL_GUARDED_BY(mutex);
@@ -95,7 +97,10 @@ class FakeEngine final : public SegmentEngine {
 
   Result<Recovered> Recover() override { return Recovered(); }
   Status Write(OpenSegment& segment, const Recode&) override {
+    if (disk_.fail_writes) return Fail(Code::kUnavailable, "input/output error");
     MutexLock lock(disk_.mutex);
+    if (disk_.segments.size() >= disk_.most_segments)
+      return Fail(Code::kResourceExhausted, "no space left on device");
     for (const auto& append : segment.appends()) {
       disk_.segments[segment.number()].emplace_back(append.record.begin(), append.record.end());
     }
@@ -314,6 +319,67 @@ TEST_F(SegmentStoreTest, ADiskThatDoesNotAnswerIsLeftAloneUntilItDoes) {
   store_->Poll();
   EXPECT_TRUE(store_->available());
   EXPECT_TRUE(Put(3));
+}
+
+TEST_F(SegmentStoreTest, ADiskThatTakesNoWritesIsReadOn) {
+  Open(SmallSegments());
+  const auto entry = Put(1);
+  ASSERT_TRUE(entry);
+  disk_.fail_writes = true;
+  EXPECT_EQ(Put(2).error().code, Code::kUnavailable);
+  EXPECT_FALSE(store_->available());
+  EXPECT_TRUE(store_->readable());
+  EXPECT_THAT(store_->why(), HasSubstr("input/output error"));
+  std::vector<std::byte> bytes(entry->record_bytes);
+  std::optional<Status> read;
+  ASSERT_TRUE(store_->Read(*entry, bytes, [&](Status status) { read = std::move(status); }));
+  ASSERT_TRUE(PollUntil([&] { return read.has_value(); }));
+  EXPECT_TRUE(*read);
+  EXPECT_EQ(bytes, RecordOf(1, bytes.size()));
+  disk_.fail_writes = false;
+  EXPECT_EQ(Put(3).error().code, Code::kUnavailable) << "left alone for a while";
+  clock_.Advance(6 * kSecond);
+  EXPECT_TRUE(store_->available());
+  EXPECT_TRUE(Put(4));
+}
+
+TEST_F(SegmentStoreTest, ADiskThatIsFullBeforeItsCapacityGivesUpItsOldestForTheNew) {
+  auto options = SmallSegments();
+  options.capacity_bytes = 100 * options.segment_bytes;
+  disk_.most_segments = 10;
+  std::set<uint64_t> live;
+  std::map<BlockKey, uint64_t> number_of;
+  Open(options);
+  store_->SetDropListener([&](const std::vector<SsdEntry>& dropped) {
+    for (const SsdEntry& entry : dropped) live.erase(number_of[entry.key]);
+  });
+  const auto put = [&](uint64_t n) {
+    const auto stored = Put(n, options.segment_bytes - 1000);
+    if (!stored) return false;
+    number_of[stored->key] = n;
+    live.insert(n);
+    return true;
+  };
+  uint64_t n = 0;
+  while (n < 20 && put(n)) ++n;
+  EXPECT_EQ(n, 10u);
+  EXPECT_THAT(store_->why(), HasSubstr("no space left"));
+  for (int rounds = 0; rounds < 2; ++rounds) {
+    clock_.Advance(6 * kSecond);
+    for (uint64_t end = n + 30; n < end; ++n) EXPECT_TRUE(put(n)) << n;
+    EXPECT_EQ(store_->stats().failed_writes, 1u + rounds) << "it knows how much there is";
+    EXPECT_GE(live.size(), 9u);
+    EXPECT_TRUE(live.contains(n - 1) && live.contains(n - 9)) << "the oldest went";
+    // After a while it is tried whether there is more by now.
+    clock_.Advance(600 * kSecond);
+    if (rounds == 0) {
+      EXPECT_FALSE(put(n++) && put(n++));
+    }
+  }
+  disk_.most_segments = 20;
+  clock_.Advance(600 * kSecond);
+  for (uint64_t end = n + 30; n < end; ++n) (void)put(n);
+  EXPECT_GE(live.size(), 18u);
 }
 
 TEST_F(SegmentStoreTest, ADiskWhoseReadsFailOneAfterAnotherIsLeftAloneForAWhile) {
