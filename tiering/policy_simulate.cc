@@ -68,6 +68,17 @@ Error BadLine(size_t number, std::string_view what) {
   return {Code::kInvalidArgument, fmt::format("trace, line {}: {}", number, what)};
 }
 
+bool ReadHint(std::string_view text, ReuseHint* hint) {
+  for (const auto& [name, value] :
+       {std::pair("\"likely\"", ReuseHint::kLikely),
+        std::pair("\"unlikely\"", ReuseHint::kUnlikely), std::pair("\"done\"", ReuseHint::kDone)}) {
+    if (!text.starts_with(name)) continue;
+    *hint = value;
+    return true;
+  }
+  return false;
+}
+
 // Fills in what needs the whole trace: what was seen before, and which requests go on.
 void LookAround(Trace& trace) {
   std::vector<bool> seen(trace.footprint, false);
@@ -118,6 +129,10 @@ Result<Trace> ParseTrace(std::string_view text) {
     if (!trace.requests.empty() && request.at < trace.requests.back().at) {
       return tl::unexpected(BadLine(number, "\"timestamp\" is before the line above's"));
     }
+    if (rest = members.Member("hint"); !rest.empty() && !ReadHint(rest, &request.said)) {
+      return tl::unexpected(
+          BadLine(number, "\"hint\" is not \"likely\", \"unlikely\" or \"done\""));
+    }
     rest = members.Member("hash_ids");
     if (!rest.starts_with('['))
       return tl::unexpected(BadLine(number, "\"hash_ids\" is missing, or no list"));
@@ -161,6 +176,7 @@ std::optional<TraceHints> ParseTraceHints(std::string_view name) {
   if (name == "honest") return TraceHints::kHonest;
   if (name == "half") return TraceHints::kHalf;
   if (name == "noisy") return TraceHints::kNoisy;
+  if (name == "said") return TraceHints::kSaid;
   return std::nullopt;
 }
 
@@ -171,6 +187,8 @@ ReuseHint HintOf(const Trace::Request& request, TraceHints hints, uint64_t lot) 
   switch (hints) {
     case TraceHints::kNone:
       return ReuseHint::kUnknown;
+    case TraceHints::kSaid:
+      return request.said;
     case TraceHints::kHonest:
       break;
     case TraceHints::kHalf:

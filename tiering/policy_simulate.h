@@ -4,8 +4,9 @@
 //
 //   ReadTrace(path) --> Simulate(trace, policy, blocks, hints)    Optimum(trace, blocks)
 //
-// A trace is JSON lines: {"timestamp": ms, "hash_ids": [...]}; equal ids are equal blocks with
-// equal prefixes, in chain order. Other members are passed over.
+// A trace is JSON lines: {"timestamp": ms, "hash_ids": [...]}, and "hint": "likely", "unlikely" or
+// "done" where a caller said so; equal ids are equal blocks with equal prefixes, in chain order.
+// Other members are passed over.
 //
 // Invariants: all blocks are of one size. A hit is a block of the part of a request's chain that is
 // here without a gap from its head on; what lies behind a gap is none. Equal arguments give equal
@@ -35,6 +36,7 @@ struct Trace {
     // A later request uses half or more of the blocks again that this one was the first to use, or,
     // where those are none or its last one, all of this one's but the last.
     bool goes_on = false;
+    ReuseHint said = ReuseHint::kUnknown;  // By its caller, as the trace tells.
   };
   std::vector<Request> requests;
   uint64_t footprint = 0;  // Blocks that are different.
@@ -49,8 +51,8 @@ Result<Trace> ReadTrace(const std::string& path);
 Result<Trace> ParseTrace(std::string_view text);
 
 // What callers say of a request: nothing; whether it goes on; that for every second one; that, but
-// wrong for one in five.
-enum class TraceHints : uint8_t { kNone, kHonest, kHalf, kNoisy };
+// wrong for one in five; what the trace has them say.
+enum class TraceHints : uint8_t { kNone, kHonest, kHalf, kNoisy, kSaid };
 std::optional<TraceHints> ParseTraceHints(std::string_view name);
 
 struct SimulatedHits {

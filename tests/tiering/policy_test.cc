@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -237,6 +238,25 @@ TEST(PolicySimulateTest, NoPolicyBeatsTheOptimum) {
   }
 }
 
+TEST(PolicySimulateTest, WhatATraceHasItsCallersSayIsSaid) {
+  std::string said;
+  std::string unsaid;
+  const Trace honest = Conversations(3000);
+  for (const Trace::Request& request : honest.requests) {
+    const std::string line =
+        fmt::format("{{\"timestamp\": {}, \"hash_ids\": [{}]", request.at / kMillisecond,
+                    fmt::join(request.blocks, ", "));
+    unsaid += line + "}\n";
+    said += fmt::format("{}, \"hint\": \"{}\"}}\n", line, request.goes_on ? "likely" : "done");
+  }
+  const auto hits = [](const Trace& trace, TraceHints hints) {
+    return Simulate(trace, "hazard", 1000, hints, 1)->hits;
+  };
+  EXPECT_EQ(hits(*ParseTrace(said), TraceHints::kSaid), hits(honest, TraceHints::kHonest));
+  EXPECT_EQ(hits(*ParseTrace(unsaid), TraceHints::kSaid), hits(honest, TraceHints::kNone));
+  EXPECT_NE(hits(honest, TraceHints::kHonest), hits(honest, TraceHints::kNone));
+}
+
 TEST(PolicySimulateTest, ABadLineIsNamed) {
   const auto message = [](std::string_view text) {
     const auto trace = ParseTrace(text);
@@ -250,6 +270,8 @@ TEST(PolicySimulateTest, ABadLineIsNamed) {
   EXPECT_THAT(
       message("{\"timestamp\": 5, \"hash_ids\": [1]}\n{\"timestamp\": 4, \"hash_ids\": [1]}"),
       HasSubstr("line 2: \"timestamp\" is before"));
+  EXPECT_THAT(message("{\"timestamp\": 1, \"hint\": \"maybe\", \"hash_ids\": [1]}"),
+              HasSubstr("line 1: \"hint\" is not"));
   EXPECT_EQ(ReadTrace("/no/such/file").error().code, Code::kNotFound);
 }
 
