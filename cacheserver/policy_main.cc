@@ -92,8 +92,9 @@ Status SimulateCommand(Arguments arguments) {
   TIERCEL_TRY(CheckArguments(arguments));
   const auto hints = ParseTraceHints(arguments.hints);
   if (!hints) {
-    return Fail(Code::kInvalidArgument,
-                fmt::format("--hints {}: must be none, honest, half, noisy or said", arguments.hints));
+    return Fail(
+        Code::kInvalidArgument,
+        fmt::format("--hints {}: must be none, honest, half, noisy or said", arguments.hints));
   }
   TIERCEL_ASSIGN(const Trace trace, ReadTrace(arguments.trace));
   if (trace.accesses == 0)
@@ -161,7 +162,9 @@ int main(int argc, char** argv) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->capture_default_str();
-  simulate->add_option("--hints", arguments.hints, "none, honest, half or noisy; said: by the trace's \"hint\"")
+  simulate
+      ->add_option("--hints", arguments.hints,
+                   "none, honest, half or noisy; said: by the trace's \"hint\"")
       ->capture_default_str();
   simulate->add_option("--seed", arguments.seed, "of the policies and the hints")
       ->capture_default_str();

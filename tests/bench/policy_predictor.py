@@ -19,15 +19,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-NODE = ["turn", "ms since the turn before", "blocks", "new blocks", "blocks used before", "ms before that", "uses of its head", "uses of its end"]
-TOKENS = ["tokens", "tokens of the answer", "tokens of the answer before", "tokens beyond the turn before and its answer", "ms since the trace began"]
 SIZES = (5, 10)
 
 
 def look(requests):
-    """The features of each request, from what came before it, and whether it goes on."""
-    features, last_use, uses, turn, since = [], {}, {}, [], []
-    known = []
+    """Of each request what a node sees of it and of what came before, the same in tokens, and whether it goes on."""
+    node, tokens, last_use, uses, turn, since, known = [], [], {}, {}, [], [], []
     for i, request in enumerate(requests):
         chain = request["hash_ids"]
         seen = next((k for k, block in enumerate(chain) if block not in uses), len(chain))
@@ -38,9 +35,9 @@ def look(requests):
         since.append(-1 if before is None else request["timestamp"] - requests[before]["timestamp"])
         answered = -1 if before is None else requests[before]["output_length"]
         grew = -1 if before is None else request["input_length"] - requests[before]["input_length"] - answered
-        features.append([turn[i], since[i], len(chain), len(chain) - seen, seen, -1 if before is None else since[before],
-                         uses.get(chain[min(1, len(chain) - 1)], 0), uses.get(chain[-1], 0),
-                         request["input_length"], request["output_length"], answered, grew, request["timestamp"]])
+        node.append([turn[i], since[i], len(chain), len(chain) - seen, seen, -1 if before is None else since[before],
+                     uses.get(chain[min(1, len(chain) - 1)], 0), uses.get(chain[-1], 0)])
+        tokens.append([request["input_length"], request["output_length"], answered, grew, request["timestamp"]])
         for block in chain:
             uses[block] = uses.get(block, 0) + 1
             last_use[block] = i
@@ -51,7 +48,7 @@ def look(requests):
         middle = known[i] + (last - known[i]) // 2 if known[i] < last else max(last - 1, 0)
         goes_on[i] = chain[middle] in later
         later.update(chain)
-    return np.array(features, float), goes_on
+    return np.array(node, float), np.array(tokens, float), goes_on
 
 
 def foretell(features, goes_on, half):
@@ -82,7 +79,7 @@ def main():
     if not path.is_file():
         parser.error(f"{path}: no such trace")
     requests = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    features, goes_on = look(requests)
+    node, tokens, goes_on = look(requests)
     half = len(requests) // 2
     print(f"{len(requests)} requests; {goes_on[:half].mean():.3f} of the first half go on, {goes_on[half:].mean():.3f} of the second")
     print(f"{'':58}{'of MIN at':>10} {SIZES[0]} %   {SIZES[1]} %")
@@ -97,8 +94,8 @@ def main():
         wrong = dice.random(len(requests)) < share
         row(f"honest, {share:.0%} wrong", replay(arguments.tiercel, requests, np.where(wrong, 1 - goes_on, goes_on)))
     best = 0
-    for name, columns in (("by what a node sees", features[:, :len(NODE)]), ("and by lengths in tokens", features)):
-        chance = foretell(columns, goes_on, half)
+    for name, features in (("by what a node sees", node), ("and by lengths in tokens", np.hstack([node, tokens]))):
+        chance = foretell(features, goes_on, half)
         auc = [roc_auc_score(goes_on[part], chance[part]) for part in (slice(half), slice(half, None))]
         print(f"{name}: area under the curve {auc[0]:.3f} in the first half, {auc[1]:.3f} in the second")
         for share in (0.2, 0.3, 0.4, 0.5, 0.6):
