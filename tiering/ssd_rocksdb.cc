@@ -109,14 +109,14 @@ Status Disk::OpenData() {
 // A segment whose file does not open is lost, and its row in the index goes when the shard is
 // opened.
 Status Disk::IngestAgain(const std::string& from) {
-  const rocksdb::Options options = DataOptions(direct_io_);
+  const rocksdb::Options file_options = DataOptions(direct_io_);
   uint64_t lost = 0;
   uint64_t number = 0;
   for (const auto& item : fs::directory_iterator(from)) {
     if (item.path().extension() != ".sst") continue;
     std::string family;
     uint32_t segment = 0;
-    const Status whole = CheckIngestible(item.path().string(), options, &segment, &family);
+    const Status whole = CheckIngestible(item.path().string(), file_options, &segment, &family);
     bool good = false;
     for (uint32_t shard = 0; whole && shard < options_.shards; ++shard) {
       if (family != FamilyName(shard)) continue;
