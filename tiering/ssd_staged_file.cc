@@ -224,10 +224,18 @@ bool SpareFiles::Take(const std::string& path) {
     struct stat file {};
     return stat(name.c_str(), &file) == 0 && file.st_nlink == 1;
   });
-  if (alone == kept_.end()) return false;
-  const std::string name = std::move(*alone);
-  kept_.erase(alone);
-  return std::rename(name.c_str(), path.c_str()) == 0;
+  const bool found = alone != kept_.end();
+  std::string name;
+  if (found) {
+    name = std::move(*alone);
+    kept_.erase(alone);
+  }
+  // Of what writes at the same time could not take yet one is left over, and no more space lost.
+  while (kept_.size() > awaited_ + 1) {
+    unlink(kept_.back().c_str());
+    kept_.pop_back();
+  }
+  return found && std::rename(name.c_str(), path.c_str()) == 0;
 }
 
 std::unique_ptr<rocksdb::Env> StagedFiles(const Staging& how) {

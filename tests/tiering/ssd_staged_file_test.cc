@@ -203,6 +203,17 @@ TEST_F(StagedFileTest, KeepsAFileForEachWriteThatIsAboutToBeginAndNothingAfterwa
   EXPECT_EQ(files(), 2);
 }
 
+TEST_F(StagedFileTest, OfWhatSeveralWritesCouldNotTakeYetOneFileIsLeft) {
+  for (const char* name : {"first", "second", "third"}) {
+    Make(Path(name), 1000);
+    const int fd = open(Path(name).c_str(), O_RDONLY);
+    spares_.Keep(spares_.Hold(fd));  // Though it is not deleted.
+    close(fd);
+  }
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(spares_.Take(Path("sst")));
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_.path()), {}), 3 + 1);
+}
+
 TEST_F(StagedFileTest, WhatCannotBeWrittenIsAnErrorThatNamesTheFile) {
   const rocksdb::Status status = WriteSst(Path("missing/sst"), 1, 100, 0);
   EXPECT_TRUE(status.IsIOError()) << status.ToString();
