@@ -355,10 +355,13 @@ void RocksEngine::Resume() {
   (void)index().Resume();
 }
 
+// Of all files that are there, also of those that go with their last reader. Unlike the metadata of
+// a family, this holds none of them: a file that is held while it is dropped is deleted with the
+// next one only, and may not be written over before.
 uint64_t RocksEngine::disk_bytes() const {
-  rocksdb::ColumnFamilyMetaData meta;
-  data().GetColumnFamilyMetaData(data_family(), &meta);
-  return meta.size;
+  uint64_t bytes = 0;
+  (void)data().GetIntProperty(data_family(), rocksdb::DB::Properties::kTotalSstFilesSize, &bytes);
+  return bytes;
 }
 
 }  // namespace tiercel
