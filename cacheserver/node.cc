@@ -131,6 +131,11 @@ Status Node::StartAll() {
       disk.path = path;
       TIERCEL_ASSIGN(auto opened, SsdDisk::Open(disk));
       disks_.push_back(std::move(opened));
+      const uint64_t share = config_.ssd_capacity / config_.ssd_paths().size();
+      if (disks_.back()->room_bytes() >= share) continue;
+      LogWarn("ssd.room", {{"disk", path}, {"room", FormatBytes(disks_.back()->room_bytes())},
+                           {"share_of_ssd.capacity", FormatBytes(share)},
+                           {"then", "once the disk is full its oldest segments go for new ones"}});
     }
   }
   offer_.host_id = host_id_;

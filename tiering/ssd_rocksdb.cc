@@ -42,6 +42,7 @@ class Disk final : public SsdDisk {
   Result<std::unique_ptr<SsdStore>> OpenShard(uint32_t shard, const SsdStore::Options& options,
                                               const Clock& clock) override;
   bool direct_io() const override { return direct_io_; }
+  uint64_t room_bytes() const override;
   Status OpenData();
   Status OpenIndex();
   Status IngestAgain(const std::string& from);
@@ -74,6 +75,14 @@ Result<std::unique_ptr<SsdStore>> Disk::OpenShard(uint32_t shard, const SsdStore
       std::make_unique<RocksEngine>(databases, shard), mine,
       {options_.writers_per_shard, options_.readers_per_shard}, clock,
       options_.shards == 1 ? options_.path : fmt::format("{} shard {}", options_.path, shard));
+}
+
+uint64_t Disk::room_bytes() const {
+  uint64_t segments = 0;
+  (void)data_.db->GetAggregatedIntProperty(rocksdb::DB::Properties::kTotalSstFilesSize, &segments);
+  std::error_code ec;
+  const fs::space_info space = fs::space(options_.path, ec);
+  return ec ? UINT64_MAX : space.available + segments;
 }
 
 // What RocksDB keeps beside the segments, or one of them, is damaged: the database is put aside and

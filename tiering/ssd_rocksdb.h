@@ -53,6 +53,8 @@ class SsdDisk {
                                                       const Clock& clock) = 0;
   // False where the file system refused O_DIRECT and buffered I/O is used.
   virtual bool direct_io() const = 0;
+  // What segments may fill as things are: what is free on the file system, and what they have.
+  virtual uint64_t room_bytes() const = 0;
 };
 
 }  // namespace tiercel

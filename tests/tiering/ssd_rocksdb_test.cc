@@ -409,6 +409,20 @@ TEST(SsdRocksdbTest, LargeRecordsComeBackByteForByteHoweverManyPiecesTheyAreRead
   }
 }
 
+TEST(SsdRocksdbTest, ItsRoomIsWhatIsFreeAndWhatItsSegmentsHave) {
+  TempFolder folder;
+  Shard shard(folder.path());
+  Fill(shard, 0, 400);
+  uint64_t free = 0;
+  uint64_t room = 1;
+  for (int i = 0; i < 1000 && free != std::filesystem::space(folder.path()).available; ++i) {
+    free = std::filesystem::space(folder.path()).available;  // Others may write to that disk, too.
+    room = shard.disk->room_bytes();
+  }
+  EXPECT_GT(shard.store->stats().disk_bytes, 400u * 20'000);
+  EXPECT_EQ(room - free, shard.store->stats().disk_bytes);
+}
+
 // RocksDB looks at the first row of what it takes in, in pages of 4 KiB, for which all other reads
 // of the disk wait.
 TEST(SsdRocksdbTest, ReadsNoRecordWhileItWrites) {
