@@ -1,11 +1,12 @@
 #include "client/cpp/staging.h"
 
 #include <fmt/format.h>
-#include <sys/mman.h>
 
 #include <cerrno>
 #include <cstring>
 #include <iterator>
+#include <new>
+#include <utility>
 
 #include "base/check.h"
 #include "base/units.h"
@@ -14,21 +15,18 @@ namespace tiercel {
 
 Result<std::unique_ptr<Staging>> Staging::Create(uint64_t bytes) {
   const uint64_t capacity = RoundUp(bytes == 0 ? kGranularity : bytes, kGranularity);
-  void* base = mmap(nullptr, capacity, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) {
+  try {
+    return std::unique_ptr<Staging>(new Staging(IoMemory(capacity), capacity));
+  } catch (const std::bad_alloc&) {
     return Fail(Code::kResourceExhausted,
-                fmt::format("staging of {}: {}", FormatBytes(capacity), std::strerror(errno)));
+                fmt::format("staging of {}: {}", FormatBytes(capacity), std::strerror(ENOMEM)));
   }
-  madvise(base, capacity, MADV_HUGEPAGE);  // A wish: without it everything works, slower.
-  return std::unique_ptr<Staging>(new Staging(static_cast<std::byte*>(base), capacity));
 }
 
-Staging::Staging(std::byte* base, uint64_t capacity) : base_(base), capacity_(capacity) {
+Staging::Staging(IoMemory memory, uint64_t capacity)
+    : memory_(std::move(memory)), base_(memory_.data()), capacity_(capacity) {
   holes_.emplace(0, capacity);
 }
-
-Staging::~Staging() { munmap(base_, capacity_); }
 
 MutableByteSpan Staging::Allocate(uint64_t bytes) {
   TIERCEL_CHECK(bytes > 0);

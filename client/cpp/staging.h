@@ -14,6 +14,7 @@
 #include <memory>
 
 #include "base/bytes.h"
+#include "base/io_memory.h"
 #include "base/result.h"
 
 namespace tiercel {
@@ -24,7 +25,6 @@ class Staging {
 
   // Errors: kResourceExhausted: the address space or memory limit does not allow it.
   static Result<std::unique_ptr<Staging>> Create(uint64_t bytes);
-  ~Staging();
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
@@ -38,8 +38,9 @@ class Staging {
   uint64_t used() const { return used_; }
 
  private:
-  Staging(std::byte* base, uint64_t capacity);
+  Staging(IoMemory memory, uint64_t capacity);
 
+  const IoMemory memory_;
   std::byte* const base_;
   const uint64_t capacity_;
   uint64_t used_ = 0;
