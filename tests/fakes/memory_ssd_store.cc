@@ -8,6 +8,7 @@ namespace tiercel {
 namespace {
 
 constexpr Nanos kRetryAfter = 5 * kSecond;
+constexpr Nanos kFullFor = 600 * kSecond;
 
 }  // namespace
 
@@ -53,7 +54,7 @@ Nanos MemorySsdStore::Busy(uint64_t bytes) {
 Status MemorySsdStore::Append(const SsdEntry& entry, ByteSpan record,
                               UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available()) return Fail(Code::kUnavailable, "the SSD tier is off");
-  if (stats_.queued_bytes + record.size() > options_.max_queued_bytes) {
+  if (stats_.queued_bytes + record.size() > MostQueued()) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
   last_generation_ = std::max(last_generation_, entry.generation);
@@ -79,6 +80,10 @@ void MemorySsdStore::Seal() {
     } else {
       last_write_ = status;
       ++stats_.failed_writes;
+      if (status.error().code == Code::kResourceExhausted) {
+        full_at_ = std::max(stats_.used_bytes, 2 * options_.segment_bytes);
+        full_until_ = clock_.Now() + kFullFor;
+      }
       why_ = status.error().message;
       off_until_ = clock_.Now() + kRetryAfter;
     }
@@ -89,7 +94,7 @@ void MemorySsdStore::Seal() {
 
 Status MemorySsdStore::Store(OpenSegment& segment) {
   if (disk_.bytes() + segment.bytes() > disk_.quota)
-    return Fail(Code::kUnavailable, "no space left on device");
+    return Fail(Code::kResourceExhausted, "no space left on device");
   MemoryDisk::Segment& stored = disk_.segments[segment.number()];
   for (OpenSegment::Append& append : segment.appends()) {
     ByteSpan bytes;
@@ -102,8 +107,14 @@ Status MemorySsdStore::Store(OpenSegment& segment) {
   return OkStatus();
 }
 
+uint64_t MemorySsdStore::Capacity() const {
+  return clock_.Now() < full_until_ ? std::min(full_at_, options_.capacity_bytes)
+                                    : options_.capacity_bytes;
+}
+
 void MemorySsdStore::MakeRoom() {
-  while (stats_.used_bytes + stats_.queued_bytes > options_.capacity_bytes && !last_read_.empty()) {
+  while (stats_.used_bytes + std::min(stats_.queued_bytes, MostQueued()) > Capacity() &&
+         !last_read_.empty()) {
     const auto victim =
         std::min_element(last_read_.begin(), last_read_.end(),
                          [](const auto& a, const auto& b) { return a.second < b.second; });

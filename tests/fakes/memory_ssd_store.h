@@ -13,6 +13,7 @@
 #ifndef TIERCEL_TESTS_FAKES_MEMORY_SSD_STORE_H_
 #define TIERCEL_TESTS_FAKES_MEMORY_SSD_STORE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -84,11 +85,15 @@ class MemorySsdStore final : public SsdStore {
   void Shutdown(Nanos timeout) override;
 
  private:
-
   void At(Nanos when, UniqueFunction<void()> event) { events_.emplace(when, std::move(event)); }
   Nanos Busy(uint64_t bytes);  // When the disk has moved so many more bytes.
   void Seal();
   Status Store(OpenSegment& segment);
+  // As in the store it stands for: for a while a full disk holds no more than it held.
+  uint64_t Capacity() const;
+  uint64_t MostQueued() const {
+    return std::min(options_.max_queued_bytes, Capacity() / 4);
+  }
   void MakeRoom();
   void FinishFlushes();
   Status ReadNow(const SsdEntry& entry, MutableByteSpan dst);
@@ -110,6 +115,8 @@ class MemorySsdStore final : public SsdStore {
   uint64_t last_generation_ = 0;
   Nanos busy_until_ = 0;
   Nanos off_until_ = 0;
+  uint64_t full_at_ = 0;
+  Nanos full_until_ = 0;
   std::string why_;
   bool verifying_ = false;
   bool crashed_ = false;
