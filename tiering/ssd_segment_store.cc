@@ -13,12 +13,12 @@
 #include "base/inbox.h"
 #include "base/log.h"
 #include "tiering/ssd_movers.h"
+#include "tiering/ssd_room.h"
 
 namespace tiercel {
 namespace {
 
 constexpr Nanos kRetryAfter = 5 * kSecond;      // How long a failing disk is left alone.
-constexpr Nanos kFullFor = 600 * kSecond;       // How long what a full disk holds is all it holds.
 constexpr uint32_t kReadErrorsToSwitchOff = 8;  // In a row.
 constexpr Nanos kReaderSpin = 50 * kMicrosecond;
 constexpr Nanos kLeakCheckEvery = 60 * kSecond;
@@ -38,6 +38,7 @@ class SegmentStore final : public SsdStore {
         options_(options),
         clock_(clock),
         name_(name),
+        room_(options, clock),
         writers_(std::make_unique<Movers>(threads.writers)),
         readers_(std::make_unique<Movers>(threads.readers, kReaderSpin)),
         keeper_(std::make_unique<Movers>(1)) {
@@ -132,9 +133,6 @@ class SegmentStore final : public SsdStore {
   // On a mover.
   void DropNow(const OwedDrop& drop, bool a_write_follows);
   void SwitchOff(Nanos* until, const std::string& why);
-  uint64_t Capacity() const;
-  // Room is made for what waits: so much that all that is there would have to go is too much.
-  uint64_t MostQueued() const { return std::min(options_.max_queued_bytes, Capacity() / 4); }
   void FinishFlushes();
   void EndRead(uint32_t number);
   double BudgetNow() const;
@@ -173,8 +171,7 @@ class SegmentStore final : public SsdStore {
   std::atomic<bool> resume_{false};   // The engine saw an error; ask it to go on.
   Nanos off_until_ = 0;               // Nothing is asked of the disk, and no writes.
   Nanos writes_off_until_ = 0;
-  uint64_t full_at_ = 0;  // What lay on the disk when it was full,
-  Nanos full_until_ = 0;  // and until when that counts.
+  SsdRoom room_;
   std::string why_;
   Watch writes_watch_;
   Watch reads_watch_;
@@ -266,7 +263,7 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
                             UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available())
     return Fail(Code::kUnavailable, why_.empty() ? "the SSD tier is closed" : why_);
-  if (stats_.queued_bytes + record.size() > MostQueued() ||
+  if (stats_.queued_bytes + record.size() > room_.most_queued() ||
       dropping_bytes_ > kDropsAhead * options_.segment_bytes) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
@@ -293,7 +290,7 @@ Status SegmentStore::Append(const SsdEntry& entry, ByteSpan record,
   // Many that fill slowly are not to keep each other from being written.
   if (open.bytes() >= options_.segment_bytes) {
     Seal(open);
-  } else if (open_.size() > 1 && open_bytes() > MostQueued() / 2) {
+  } else if (open_.size() > 1 && open_bytes() > room_.most_queued() / 2) {
     SealFullest();
   }
   return OkStatus();
@@ -329,7 +326,7 @@ void SegmentStore::Seal(OpenSegment& open) {
   writing_.insert(sealed->number());
   writes_watch_.Began(clock_.Now());
   // Smaller bytes are worth their time only while the disk is not waited for.
-  const bool recode = options_.recode && stats_.queued_bytes <= MostQueued() / 2;
+  const bool recode = options_.recode && stats_.queued_bytes <= room_.most_queued() / 2;
   // What makes room goes first: little waits to be flushed then, and the file of a dropped segment
   // is there to be written over. As its write waits for it, nothing else has to.
   std::vector<OwedDrop> drops = std::exchange(owed_drops_, {});
@@ -372,10 +369,7 @@ void SegmentStore::SegmentWritten(const std::shared_ptr<OpenSegment>& written,
     budget_ += static_cast<double>(written->bytes() - segment.bytes);
   } else {
     ++stats_.failed_writes;
-    if (status.error().code == Code::kResourceExhausted) {
-      full_at_ = std::max(stats_.used_bytes, 2 * options_.segment_bytes);
-      full_until_ = clock_.Now() + kFullFor;
-    }
+    if (status.error().code == Code::kResourceExhausted) room_.Full(stats_.used_bytes);
     if (!abandon_) SwitchOff(&writes_off_until_, status.error().message);
   }
   written->Answer(status);
@@ -603,7 +597,8 @@ void SegmentStore::MakeRoom(uint32_t name_space) {
     if (victim == segments_.end()) break;
     Drop(victim);
   }
-  while (stats_.used_bytes + std::min(stats_.queued_bytes, MostQueued()) > Capacity()) {
+  while (stats_.used_bytes + std::min(stats_.queued_bytes, room_.most_queued()) >
+         room_.capacity()) {
     auto victim = LeastRead(no_reserve_needs);
     if (victim == segments_.end()) victim = LeastRead(is_own);
     if (victim == segments_.end()) victim = LeastRead([](const Segment&) { return true; });
@@ -662,12 +657,6 @@ void SegmentStore::DropNow(const OwedDrop& drop, bool a_write_follows) {
 }
 
 // ---- looking after the disk --------------------------------------------------------------------
-
-// What it holds, or held when it was full: then the oldest goes for the new, as ever.
-uint64_t SegmentStore::Capacity() const {
-  return clock_.Now() < full_until_ ? std::min(full_at_, options_.capacity_bytes)
-                                    : options_.capacity_bytes;
-}
 
 void SegmentStore::SwitchOff(Nanos* until, const std::string& why) {
   if (available()) ++stats_.switched_off;

@@ -8,7 +8,6 @@ namespace tiercel {
 namespace {
 
 constexpr Nanos kRetryAfter = 5 * kSecond;
-constexpr Nanos kFullFor = 600 * kSecond;
 
 }  // namespace
 
@@ -22,7 +21,12 @@ uint64_t MemoryDisk::bytes() const {
 
 MemorySsdStore::MemorySsdStore(MemoryDisk& disk, const Options& options, const Latency& latency,
                                const Clock& clock, uint64_t seed)
-    : disk_(disk), options_(options), latency_(latency), clock_(clock), random_(seed) {}
+    : disk_(disk),
+      options_(options),
+      latency_(latency),
+      clock_(clock),
+      random_(seed),
+      room_(options, clock) {}
 
 Result<std::vector<SsdEntry>> MemorySsdStore::Recover() {
   std::vector<SsdEntry> all;
@@ -54,7 +58,7 @@ Nanos MemorySsdStore::Busy(uint64_t bytes) {
 Status MemorySsdStore::Append(const SsdEntry& entry, ByteSpan record,
                               UniqueFunction<void(Result<SsdEntry>)> done) {
   if (shut_down_ || !available()) return Fail(Code::kUnavailable, "the SSD tier is off");
-  if (stats_.queued_bytes + record.size() > MostQueued()) {
+  if (stats_.queued_bytes + record.size() > room_.most_queued()) {
     return Fail(Code::kResourceExhausted, "too much waits to be written to SSD");
   }
   last_generation_ = std::max(last_generation_, entry.generation);
@@ -80,10 +84,7 @@ void MemorySsdStore::Seal() {
     } else {
       last_write_ = status;
       ++stats_.failed_writes;
-      if (status.error().code == Code::kResourceExhausted) {
-        full_at_ = std::max(stats_.used_bytes, 2 * options_.segment_bytes);
-        full_until_ = clock_.Now() + kFullFor;
-      }
+      if (status.error().code == Code::kResourceExhausted) room_.Full(stats_.used_bytes);
       why_ = status.error().message;
       off_until_ = clock_.Now() + kRetryAfter;
     }
@@ -107,13 +108,9 @@ Status MemorySsdStore::Store(OpenSegment& segment) {
   return OkStatus();
 }
 
-uint64_t MemorySsdStore::Capacity() const {
-  return clock_.Now() < full_until_ ? std::min(full_at_, options_.capacity_bytes)
-                                    : options_.capacity_bytes;
-}
-
 void MemorySsdStore::MakeRoom() {
-  while (stats_.used_bytes + std::min(stats_.queued_bytes, MostQueued()) > Capacity() &&
+  while (stats_.used_bytes + std::min(stats_.queued_bytes, room_.most_queued()) >
+             room_.capacity() &&
          !last_read_.empty()) {
     const auto victim =
         std::min_element(last_read_.begin(), last_read_.end(),

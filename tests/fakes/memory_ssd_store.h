@@ -5,15 +5,14 @@
 //   auto store = std::make_unique<MemorySsdStore>(disk, options, latency, clock, seed);
 //   clock.Set(store->next_wakeup()); store->Poll();
 //
-// Segments, sealing, limits and the choice of a victim are those of the store it stands for, budgets
-// and quotas aside; the conformance suite (tests/conformance/ssd_store_conformance.h) holds both to
-// the seam.
+// Segments, sealing, limits and the choice of a victim are those of the store it stands for,
+// budgets and quotas aside; the conformance suite (tests/conformance/ssd_store_conformance.h) holds
+// both to the seam.
 //
 // Ownership: the disk must outlive its stores; one store a disk at a time. Threads: one.
 #ifndef TIERCEL_TESTS_FAKES_MEMORY_SSD_STORE_H_
 #define TIERCEL_TESTS_FAKES_MEMORY_SSD_STORE_H_
 
-#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -24,6 +23,7 @@
 
 #include "base/random.h"
 #include "tiering/open_segment.h"
+#include "tiering/ssd_room.h"
 #include "tiering/ssd_store.h"
 
 namespace tiercel {
@@ -89,11 +89,6 @@ class MemorySsdStore final : public SsdStore {
   Nanos Busy(uint64_t bytes);  // When the disk has moved so many more bytes.
   void Seal();
   Status Store(OpenSegment& segment);
-  // As in the store it stands for: for a while a full disk holds no more than it held.
-  uint64_t Capacity() const;
-  uint64_t MostQueued() const {
-    return std::min(options_.max_queued_bytes, Capacity() / 4);
-  }
   void MakeRoom();
   void FinishFlushes();
   Status ReadNow(const SsdEntry& entry, MutableByteSpan dst);
@@ -103,6 +98,7 @@ class MemorySsdStore final : public SsdStore {
   const Latency latency_;
   const Clock& clock_;
   SplitMix64 random_;
+  SsdRoom room_;
   std::function<void(const std::vector<SsdEntry>&)> on_dropped_;
   std::multimap<Nanos, UniqueFunction<void()>> events_;
   OpenSegment open_;
@@ -115,8 +111,6 @@ class MemorySsdStore final : public SsdStore {
   uint64_t last_generation_ = 0;
   Nanos busy_until_ = 0;
   Nanos off_until_ = 0;
-  uint64_t full_at_ = 0;
-  Nanos full_until_ = 0;
   std::string why_;
   bool verifying_ = false;
   bool crashed_ = false;
