@@ -127,15 +127,18 @@ Status Node::StartAll() {
     disk.write_bytes_per_second = config_.ssd_write_rate;
     disk.readers_per_shard = static_cast<uint32_t>(config_.ssd_readers);
     disk.writers_per_shard = static_cast<uint32_t>(config_.ssd_writers);
-    for (const std::string& path : config_.ssd_paths()) {
+    const std::vector<std::string> paths = config_.ssd_paths();
+    const uint64_t share = config_.ssd_capacity / paths.size();
+    for (const std::string& path : paths) {
       disk.path = path;
       TIERCEL_ASSIGN(auto opened, SsdDisk::Open(disk));
+      const uint64_t room = opened->room_bytes();
+      if (room < share) {
+        LogWarn("ssd.room", {{"disk", path}, {"room", FormatBytes(room)},
+                             {"share_of_ssd.capacity", FormatBytes(share)},
+                             {"then", "once the disk is full its oldest segments go for new ones"}});
+      }
       disks_.push_back(std::move(opened));
-      const uint64_t share = config_.ssd_capacity / config_.ssd_paths().size();
-      if (disks_.back()->room_bytes() >= share) continue;
-      LogWarn("ssd.room", {{"disk", path}, {"room", FormatBytes(disks_.back()->room_bytes())},
-                           {"share_of_ssd.capacity", FormatBytes(share)},
-                           {"then", "once the disk is full its oldest segments go for new ones"}});
     }
   }
   offer_.host_id = host_id_;

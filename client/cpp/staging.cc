@@ -24,7 +24,7 @@ Result<std::unique_ptr<Staging>> Staging::Create(uint64_t bytes) {
 }
 
 Staging::Staging(IoMemory memory, uint64_t capacity)
-    : memory_(std::move(memory)), base_(memory_.data()), capacity_(capacity) {
+    : memory_(std::move(memory)), capacity_(capacity) {
   holes_.emplace(0, capacity);
 }
 
@@ -42,13 +42,13 @@ MutableByteSpan Staging::Allocate(uint64_t bytes) {
       holes_.insert(std::move(node));
     }
     used_ += need;
-    return {base_ + offset, bytes};
+    return {memory_.data() + offset, bytes};
   }
   return {};
 }
 
 void Staging::Free(MutableByteSpan span) {
-  const uint64_t offset = static_cast<uint64_t>(span.data() - base_);
+  const uint64_t offset = static_cast<uint64_t>(span.data() - memory_.data());
   uint64_t size = RoundUp(span.size(), kGranularity);
   TIERCEL_CHECK(offset % kGranularity == 0 && offset + size <= capacity_ && size <= used_);
   used_ -= size;

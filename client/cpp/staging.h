@@ -33,7 +33,7 @@ class Staging {
   // What Allocate gave, once.
   void Free(MutableByteSpan span);
 
-  MutableByteSpan memory() const { return {base_, capacity_}; }
+  MutableByteSpan memory() const { return {memory_.data(), capacity_}; }
   uint64_t capacity() const { return capacity_; }
   uint64_t used() const { return used_; }
 
@@ -41,7 +41,6 @@ class Staging {
   Staging(IoMemory memory, uint64_t capacity);
 
   const IoMemory memory_;
-  std::byte* const base_;
   const uint64_t capacity_;
   uint64_t used_ = 0;
   std::map<uint64_t, uint64_t> holes_;  // Offset to size; neighbours are merged.

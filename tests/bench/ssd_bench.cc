@@ -49,8 +49,8 @@ struct Arguments {
   std::string json;
   uint64_t capacity = 1 * kGiB;
   std::vector<uint64_t> sizes = {64 * kKiB, 256 * kKiB, 1 * kMiB, 4 * kMiB};
-  int rounds =
-      7;  // Short ones: a disk of a virtual machine halves and doubles its speed in seconds.
+  // Many short ones: a disk of a virtual machine halves and doubles its speed in seconds.
+  int rounds = 7;
   Nanos read_time = 800 * kMillisecond;
   Nanos paced_time = 1500 * kMillisecond;
   uint64_t reopen_blocks = 100'000;
